@@ -1,0 +1,3 @@
+//! Admin server: health, status.
+
+pub mod model;

@@ -1,0 +1,202 @@
+//! The status document. The slow path publishes a snapshot of it; `/status`, the `status`
+//! sub-command and the readiness checks read it. Times are Unix seconds (fractional), durations
+//! seconds, so that the document means the same wherever it is read.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Version of the document's layout; raised when a field changes meaning or disappears.
+pub const SCHEMA: u32 = 1;
+
+/// Everything an operator can ask the gateway in one read.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// See [`SCHEMA`].
+    pub schema: u32,
+    /// Version of the program.
+    pub version: String,
+    /// Display name.
+    pub name: String,
+    /// The Firezone id as the portal sees it (`external_id`).
+    pub id: String,
+    /// When the process started.
+    pub started_at: f64,
+    /// Whether a shutdown is under way.
+    pub draining: bool,
+    /// The portal channel.
+    pub portal: PortalStatus,
+    /// TURN relays.
+    pub relays: Vec<RelayStatus>,
+    /// Clients with at least one grant or a connection.
+    pub clients: Vec<ClientStatus>,
+    /// The TUN device.
+    pub device: DeviceStatus,
+    /// What the preflight found on the host.
+    pub host: Vec<HostFinding>,
+    /// Dropped packets by reason.
+    pub dropped: BTreeMap<String, u64>,
+}
+
+/// State of the portal channel.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct PortalStatus {
+    /// URL without query.
+    pub url: String,
+    /// Where the channel is.
+    pub state: PortalState,
+    /// When it got there.
+    pub since: f64,
+    /// Whether an `init` was ever seen.
+    pub initialized: bool,
+    /// When the last application message arrived (not a heartbeat).
+    pub last_message_at: Option<f64>,
+    /// The retry policy of the present outage; `None` while all is well.
+    pub backoff: Option<BackoffStatus>,
+    /// The last failure, kept after recovery.
+    pub last_error: Option<PortalError>,
+    /// Successful joins since start.
+    pub joins: u64,
+    /// Connection attempts since start.
+    pub attempts: u64,
+}
+
+/// States of the portal channel.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PortalState {
+    /// Not started.
+    #[default]
+    Idle,
+    /// DNS, TCP, TLS or WebSocket upgrade.
+    Connecting,
+    /// Waiting for the join reply.
+    Joining,
+    /// Joined.
+    Joined,
+    /// Waiting for the next attempt.
+    Waiting,
+    /// The token was refused; re-checked rarely and on token change.
+    Blocked,
+    /// The retry budget of this outage ran out.
+    GaveUp,
+    /// Closed on purpose.
+    Closed,
+}
+
+/// The retry policy of the present outage.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct BackoffStatus {
+    /// When the outage began, i.e. when the policy was created.
+    pub outage_since: f64,
+    /// Failed attempts in this outage.
+    pub attempt: u32,
+    /// When the next attempt starts; `None` while one is running.
+    pub next_attempt_at: Option<f64>,
+    /// Seconds left of the budget; `None` when there is no limit.
+    pub budget_left: Option<f64>,
+}
+
+/// A failure of the portal channel.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct PortalError {
+    /// From the closed list of `error.type`.
+    pub kind: String,
+    /// In words.
+    pub message: String,
+    /// When.
+    pub at: f64,
+}
+
+/// State of one relay.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct RelayStatus {
+    /// Id given by the portal.
+    pub id: String,
+    /// Addresses of the relay.
+    pub addresses: Vec<String>,
+    /// `probing`, `allocating`, `allocated`, `failed`, …
+    pub state: String,
+    /// Since when.
+    pub since: f64,
+    /// Relayed transport addresses.
+    pub relayed: Vec<String>,
+    /// Smoothed round trip time in seconds.
+    pub rtt: Option<f64>,
+    /// When the credentials end.
+    pub credentials_expire_at: Option<f64>,
+    /// Bound channels.
+    pub channels: usize,
+    /// The last failure.
+    pub last_error: Option<String>,
+}
+
+/// State of one client.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ClientStatus {
+    /// Id given by the portal.
+    pub id: String,
+    /// Tunnel addresses.
+    pub addresses: Vec<String>,
+    /// `none`, `checking`, `connected`, `failed`.
+    pub connection: String,
+    /// `direct`, `relay_local`, `relay_remote`, `relay_both`; `None` without a nominated pair.
+    pub path: Option<String>,
+    /// Our end of the path.
+    pub local: Option<String>,
+    /// The client's end of the path.
+    pub remote: Option<String>,
+    /// When the last WireGuard handshake completed.
+    pub last_handshake_at: Option<f64>,
+    /// Bytes of inner packets received from the client.
+    pub rx_bytes: u64,
+    /// Bytes of inner packets sent to the client.
+    pub tx_bytes: u64,
+    /// What the client may reach.
+    pub grants: Vec<GrantStatus>,
+}
+
+/// One grant of a client.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct GrantStatus {
+    /// Resource id.
+    pub resource: String,
+    /// Name for display.
+    pub name: String,
+    /// Network, pattern or `internet`.
+    pub address: String,
+    /// When it ends; `None` never.
+    pub expires_at: Option<f64>,
+}
+
+/// State of the TUN device.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct DeviceStatus {
+    /// Interface name.
+    pub name: String,
+    /// Whether it could be made.
+    pub up: bool,
+    /// Why not.
+    pub error: Option<String>,
+    /// Tunnel addresses in use.
+    pub addresses: Vec<String>,
+    /// UDP sockets in use.
+    pub sockets: Vec<String>,
+    /// Offloads in use.
+    pub offloads: Vec<String>,
+    /// Workers.
+    pub workers: usize,
+}
+
+/// One finding of the preflight.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct HostFinding {
+    /// Name of the check.
+    pub name: String,
+    /// `ok`, `warning` or `error`.
+    pub level: String,
+    /// What was found.
+    pub found: String,
+    /// What to set, as a compose line.
+    pub fix: Option<String>,
+}

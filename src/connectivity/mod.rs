@@ -1,0 +1,3 @@
+//! ICE agents, candidates and path selection.
+
+pub mod relay;

@@ -1,0 +1,3 @@
+//! The portal channel: a WebSocket that speaks Phoenix channels.
+
+pub mod messages;
