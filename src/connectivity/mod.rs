@@ -1,3 +1,595 @@
-//! ICE agents, candidates and path selection.
+//! ICE agents, candidates and path selection (data-path spec §1.3, §2, §3).
+//!
+//! Sans-IO: datagrams and instants go in, datagrams and events come out. After any `handle_*` or
+//! other mutation the caller drains `poll_transmit` and `poll_event` until both are empty.
 
+mod connection;
 pub mod relay;
+mod timers;
+
+use std::collections::{HashMap, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use is::stun::StunMessage;
+
+use self::connection::Connection;
+use self::relay::set::{Handled, RelaySet, RelaySetEvent};
+use self::timers::Deadlines;
+use crate::admin::model::RelayStatus;
+use crate::datapath::peers::Path;
+use crate::ids::ClientId;
+use crate::portal::messages::{IceCredentials, RelayEntry, RelaysPresence};
+
+/// How long the transaction id of a connectivity check is remembered. Longer than the largest
+/// retransmission interval, so that slow answers still count.
+const CHECK_MEMORY: Duration = Duration::from_secs(30);
+
+/// A datagram to send.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Transmit {
+    /// Address to send from; `None` leaves it to the kernel.
+    pub source: Option<IpAddr>,
+    /// Where to.
+    pub destination: SocketAddr,
+    /// The datagram.
+    pub payload: Vec<u8>,
+}
+
+/// What changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// Local candidates to signal to a client, highest priority first.
+    CandidatesAdded {
+        /// To whom.
+        client: ClientId,
+        /// SDP candidate lines.
+        candidates: Vec<String>,
+    },
+    /// Local candidates that the client must forget.
+    CandidatesInvalidated {
+        /// Who.
+        client: ClientId,
+        /// SDP candidate lines.
+        candidates: Vec<String>,
+    },
+    /// The pair to send on was nominated, replaced or lost.
+    PathChanged {
+        /// Whose.
+        client: ClientId,
+        /// The new path.
+        path: Option<Path>,
+    },
+    /// No path exists any more; the connection is gone.
+    Failed {
+        /// Whose.
+        client: ClientId,
+        /// Why.
+        cause: FailureCause,
+    },
+    /// The set of relay sockets in use changed.
+    RelaySocketsChanged(Vec<SocketAddr>),
+    /// No relay is left; the portal may have others.
+    LastRelayLost,
+}
+
+/// Why a connection failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FailureCause {
+    /// The client never signalled a candidate.
+    NoCandidates,
+    /// No candidate pair works.
+    NoPath,
+}
+
+impl FailureCause {
+    /// In words.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NoCandidates => "the client sent no candidates",
+            Self::NoPath => "no candidate pair works",
+        }
+    }
+}
+
+/// What a datagram turned out to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Inbound {
+    /// STUN or TURN; dealt with.
+    Consumed,
+    /// A WireGuard message, perhaps unwrapped from channel data.
+    WireGuard {
+        /// Our address it came to (a relayed one if unwrapped).
+        local: SocketAddr,
+        /// Whom it came from (behind the relay if unwrapped).
+        remote: SocketAddr,
+        /// Where it lies in the datagram.
+        payload: Range<usize>,
+    },
+    /// STUN that belongs to nobody here.
+    Unknown,
+}
+
+/// Whether an authorization met the connection it asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Upsert {
+    /// The connection with these credentials goes on.
+    Reused,
+    /// A new one was made, replacing any former.
+    Created,
+}
+
+/// All connections and relays.
+pub struct Connectivity {
+    relays: RelaySet,
+    connections: HashMap<ClientId, Connection>,
+    by_ufrag: HashMap<String, ClientId>,
+    checks: HashMap<[u8; 12], ClientId>,
+    check_order: VecDeque<(Instant, [u8; 12])>,
+    hosts: Vec<SocketAddr>,
+    reflexive: Vec<(SocketAddr, SocketAddr)>,
+    deadlines: Deadlines<ClientId>,
+    transmits: VecDeque<Transmit>,
+    events: VecDeque<Event>,
+}
+
+impl Connectivity {
+    /// Without relays and clients.
+    pub fn new(seed: u64) -> Self {
+        Self {
+            relays: RelaySet::new(seed),
+            connections: HashMap::new(),
+            by_ufrag: HashMap::new(),
+            checks: HashMap::new(),
+            check_order: VecDeque::new(),
+            hosts: Vec::new(),
+            reflexive: Vec::new(),
+            deadlines: Deadlines::new(),
+            transmits: VecDeque::new(),
+            events: VecDeque::new(),
+        }
+    }
+
+    /// Adds a local address as host candidate for every connection, present and future.
+    pub fn add_host(&mut self, now: Instant, address: SocketAddr) {
+        if self.hosts.contains(&address) {
+            return;
+        }
+        self.hosts.push(address);
+        self.each_connection(now, |connection| connection.add_host(address));
+    }
+
+    /// Applies `init.relays`: nothing is removed by it (portal-channel spec §4.3).
+    pub fn upsert_relays(&mut self, now: Instant, relays: &[RelayEntry]) {
+        self.relays.upsert(now, relays);
+        self.drain_relays(now);
+    }
+
+    /// Applies `relays_presence` (portal-channel spec §6.2).
+    pub fn relays_presence(&mut self, now: Instant, presence: &RelaysPresence) {
+        self.relays.presence(now, presence);
+        self.drain_relays(now);
+    }
+
+    /// Gives every allocation back.
+    pub fn release_relays(&mut self, now: Instant) {
+        self.relays.release_all(now);
+        self.drain_relays(now);
+    }
+
+    /// Whether any relay can be used now.
+    pub fn has_relay(&mut self) -> bool {
+        self.relays.choose().is_some()
+    }
+
+    /// Makes or keeps the connection to a client (data-path spec §2.7). Either way every local
+    /// candidate is signalled (again).
+    pub fn upsert(
+        &mut self,
+        now: Instant,
+        client: ClientId,
+        local: &IceCredentials,
+        remote: &IceCredentials,
+        replace: bool,
+    ) -> Upsert {
+        let reusable = !replace
+            && self
+                .connections
+                .get(&client)
+                .is_some_and(|c| c.has_credentials(local, remote));
+        if reusable {
+            self.with_connection(now, client, |connection| {
+                connection.touch(now);
+                connection.signal_all();
+            });
+            return Upsert::Reused;
+        }
+        self.remove(client);
+        let mut connection = Connection::new(now, local, remote);
+        for host in &self.hosts {
+            connection.add_host(*host);
+        }
+        for (address, base) in &self.reflexive {
+            connection.add_server_reflexive(*address, *base);
+        }
+        self.by_ufrag.insert(local.username.clone(), client);
+        self.connections.insert(client, connection);
+        self.assign_relay(now, client);
+        self.with_connection(now, client, |connection| connection.start(now));
+        Upsert::Created
+    }
+
+    /// Forgets a client's connection; nothing is signalled.
+    pub fn remove(&mut self, client: ClientId) {
+        if let Some(connection) = self.connections.remove(&client) {
+            self.by_ufrag.remove(connection.local_ufrag());
+            self.deadlines.clear(&client);
+        }
+    }
+
+    /// Adds remote candidates; malformed lines are skipped one by one.
+    pub fn add_remote_candidates(&mut self, now: Instant, client: ClientId, lines: &[String]) {
+        self.with_connection(now, client, |c| c.add_remote(now, lines));
+        self.bind_channels(now, client);
+    }
+
+    /// Removes remote candidates.
+    pub fn invalidate_remote_candidates(
+        &mut self,
+        now: Instant,
+        client: ClientId,
+        lines: &[String],
+    ) {
+        self.with_connection(now, client, |c| c.invalidate_remote(now, lines));
+    }
+
+    /// Tells that inner packets went to or came from the client.
+    pub fn note_activity(&mut self, now: Instant, client: ClientId) {
+        self.with_connection(now, client, |c| c.touch(now));
+    }
+
+    /// The state of a client's connection, in one word, and its nominated pair.
+    pub fn describe(&self, client: ClientId) -> Option<ConnectionView> {
+        self.connections.get(&client).map(Connection::view)
+    }
+
+    /// What to show about the relays.
+    pub fn relay_statuses(&self, now: Instant, wall: std::time::SystemTime) -> Vec<RelayStatus> {
+        self.relays.statuses(now, wall)
+    }
+
+    /// Takes a datagram; `local` is our address that it came to, with our port
+    /// (demultiplexing: data-path spec §1.3).
+    pub fn handle_packet(
+        &mut self,
+        now: Instant,
+        local: SocketAddr,
+        remote: SocketAddr,
+        datagram: &[u8],
+    ) -> Inbound {
+        let (local, remote, payload) = match self.relays.handle_packet(now, local, remote, datagram)
+        {
+            Handled::Consumed => {
+                self.drain_relays(now);
+                return Inbound::Consumed;
+            }
+            Handled::Inner {
+                peer,
+                relayed,
+                payload,
+            } => (relayed, peer, payload),
+            Handled::NotRelay => (local, remote, 0..datagram.len()),
+        };
+        let bytes = &datagram[payload.clone()];
+        if !looks_like_stun(bytes) {
+            return Inbound::WireGuard {
+                local,
+                remote,
+                payload,
+            };
+        }
+        let Ok(message) = StunMessage::parse(bytes) else {
+            return Inbound::Unknown;
+        };
+        let client = if message.is_binding_request() {
+            message
+                .split_username()
+                .and_then(|(ours, _)| self.by_ufrag.get(ours))
+                .copied()
+        } else {
+            transaction_id(bytes).and_then(|id| self.checks.get(&id).copied())
+        };
+        let Some(client) = client else {
+            return Inbound::Unknown;
+        };
+        self.with_connection(now, client, |c| c.handle_stun(now, local, remote, message));
+        Inbound::Consumed
+    }
+
+    /// The way back to whoever sent a datagram from `remote` to `local`: direct, or through the
+    /// relay that `local` belongs to.
+    pub fn reply_transmit(
+        &self,
+        now: Instant,
+        local: SocketAddr,
+        remote: SocketAddr,
+        payload: Vec<u8>,
+    ) -> Option<Transmit> {
+        let relay = self
+            .relays
+            .local_candidates()
+            .find(|g| g.kind == relay::set::CandidateKind::Relayed && g.addr == local)
+            .map(|g| g.relay);
+        match relay {
+            None => Some(Transmit {
+                source: Some(local.ip()),
+                destination: remote,
+                payload,
+            }),
+            Some(relay) => {
+                let channel = self.relays.channel_to(now, relay, remote)?;
+                Some(Transmit {
+                    source: None,
+                    destination: channel.relay,
+                    payload: channel_data(channel.channel, &payload),
+                })
+            }
+        }
+    }
+
+    /// Runs what is due.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if self.relays.poll_timeout().is_some_and(|(at, _)| at <= now) {
+            self.relays.handle_timeout(now);
+            self.drain_relays(now);
+        }
+        while let Some(client) = self.deadlines.pop_due(now) {
+            self.with_connection(now, client, |c| c.handle_timeout(now));
+        }
+        while let Some((at, id)) = self.check_order.front() {
+            if now.duration_since(*at) < CHECK_MEMORY {
+                break;
+            }
+            self.checks.remove(id);
+            self.check_order.pop_front();
+        }
+    }
+
+    /// When [`Self::handle_timeout`] has something to do next, and what for.
+    pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
+        let relay = self.relays.poll_timeout().map(|(at, _)| (at, "relay"));
+        let connection = self.deadlines.next().map(|at| (at, "ice"));
+        match (relay, connection) {
+            (Some(a), Some(b)) => Some(if a.0 <= b.0 { a } else { b }),
+            (a, b) => a.or(b),
+        }
+    }
+
+    /// The next datagram to send.
+    pub fn poll_transmit(&mut self) -> Option<Transmit> {
+        self.transmits.pop_front()
+    }
+
+    /// The next event.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    fn each_connection(&mut self, now: Instant, mut f: impl FnMut(&mut Connection)) {
+        let clients: Vec<ClientId> = self.connections.keys().copied().collect();
+        for client in clients {
+            self.with_connection(now, client, &mut f);
+        }
+    }
+
+    /// Mutates a connection, then drains it: the one place where agents are driven.
+    fn with_connection(&mut self, now: Instant, client: ClientId, f: impl FnOnce(&mut Connection)) {
+        let Some(connection) = self.connections.get_mut(&client) else {
+            return;
+        };
+        f(connection);
+        let mut failed = None;
+        connection.drive(now);
+        while let Some((source, destination, payload)) = connection.poll_transmit() {
+            if is_request(&payload)
+                && let Some(id) = transaction_id(&payload)
+            {
+                self.checks.insert(id, client);
+                self.check_order.push_back((now, id));
+            }
+            match connection.relay_of(source) {
+                Some(relay) => {
+                    // No channel yet: the check is repeated, and the channel is being bound.
+                    if let Some(channel) = self.relays.channel_to(now, relay, destination) {
+                        self.transmits.push_back(Transmit {
+                            source: None,
+                            destination: channel.relay,
+                            payload: channel_data(channel.channel, &payload),
+                        });
+                    }
+                }
+                None => self.transmits.push_back(Transmit {
+                    source: Some(source.ip()),
+                    destination,
+                    payload,
+                }),
+            }
+        }
+        let (added, invalidated) = connection.take_signals();
+        if !added.is_empty() {
+            self.events.push_back(Event::CandidatesAdded {
+                client,
+                candidates: added,
+            });
+        }
+        if !invalidated.is_empty() {
+            self.events.push_back(Event::CandidatesInvalidated {
+                client,
+                candidates: invalidated,
+            });
+        }
+        let relays = &self.relays;
+        if let Some(path) =
+            connection.path_change(|relay, peer| relays.channel_to(now, relay, peer))
+        {
+            self.events.push_back(Event::PathChanged { client, path });
+        }
+        if let Some(cause) = connection.failure(now) {
+            failed = Some(cause);
+        }
+        match failed {
+            Some(cause) => {
+                self.remove(client);
+                self.events.push_back(Event::Failed { client, cause });
+            }
+            None => self.deadlines.set(client, connection.poll_timeout()),
+        }
+    }
+
+    fn assign_relay(&mut self, now: Instant, client: ClientId) {
+        let needs = self
+            .connections
+            .get(&client)
+            .is_some_and(|c| c.relay().is_none());
+        if !needs {
+            return;
+        }
+        let Some(relay) = self.relays.choose() else {
+            return;
+        };
+        let relayed: Vec<(SocketAddr, SocketAddr)> = self
+            .relays
+            .local_candidates()
+            .filter(|g| g.relay == relay && g.kind == relay::set::CandidateKind::Relayed)
+            .map(|g| (g.addr, g.base))
+            .collect();
+        self.with_connection(now, client, |c| c.set_relay(relay, &relayed));
+        self.bind_channels(now, client);
+    }
+
+    fn bind_channels(&mut self, now: Instant, client: ClientId) {
+        let Some(connection) = self.connections.get(&client) else {
+            return;
+        };
+        let Some(relay) = connection.relay() else {
+            return;
+        };
+        for peer in connection.channel_peers() {
+            self.relays.bind_channel(now, relay, peer);
+        }
+        self.drain_relays(now);
+    }
+
+    fn drain_relays(&mut self, now: Instant) {
+        let mut sockets_changed = false;
+        let mut reassign = false;
+        while let Some(event) = self.relays.poll_event() {
+            match event {
+                RelaySetEvent::CandidateAdded(gathered) => match gathered.kind {
+                    relay::set::CandidateKind::Host => self.add_host(now, gathered.addr),
+                    relay::set::CandidateKind::ServerReflexive => {
+                        let pair = (gathered.addr, gathered.base);
+                        if !self.reflexive.contains(&pair) {
+                            self.reflexive.push(pair);
+                            self.each_connection(now, |c| {
+                                c.add_server_reflexive(pair.0, pair.1);
+                            });
+                        }
+                    }
+                    relay::set::CandidateKind::Relayed => {
+                        self.each_connection(now, |c| {
+                            c.add_relayed(gathered.relay, gathered.addr, gathered.base);
+                        });
+                        reassign = true;
+                    }
+                },
+                RelaySetEvent::RelayedInvalidated { relay, addrs } => {
+                    sockets_changed = true;
+                    reassign = true;
+                    self.each_connection(now, |c| c.invalidate_relayed(relay, &addrs));
+                }
+                RelaySetEvent::RelayUsable(_) => {
+                    sockets_changed = true;
+                    reassign = true;
+                }
+                RelaySetEvent::RelayLost { id, .. } => {
+                    sockets_changed = true;
+                    reassign = true;
+                    self.each_connection(now, |c| c.drop_relay(id));
+                }
+                RelaySetEvent::LastRelayLost => self.events.push_back(Event::LastRelayLost),
+            }
+        }
+        while let Some(transmit) = self.relays.poll_transmit() {
+            self.transmits.push_back(Transmit {
+                source: None,
+                destination: transmit.dst,
+                payload: transmit.payload,
+            });
+        }
+        if sockets_changed {
+            self.events
+                .push_back(Event::RelaySocketsChanged(self.relays.addresses()));
+        }
+        if reassign {
+            let without: Vec<ClientId> = self
+                .connections
+                .iter()
+                .filter(|(_, c)| c.relay().is_none())
+                .map(|(id, _)| *id)
+                .collect();
+            for client in without {
+                self.assign_relay(now, client);
+            }
+            self.each_connection(now, |_| {});
+        }
+    }
+}
+
+/// A connection for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConnectionView {
+    /// `checking`, `connected`, `disconnected`, …
+    pub state: &'static str,
+    /// The path in use.
+    pub path: Option<Path>,
+    /// Our end of the nominated pair.
+    pub local: Option<SocketAddr>,
+    /// The client's end of the nominated pair.
+    pub remote: Option<SocketAddr>,
+}
+
+/// Whether a datagram is STUN: its first two bits are zero and the magic cookie is in place
+/// (RFC 8489 §5). WireGuard types 1–4 share the first bits, but not the cookie.
+fn looks_like_stun(datagram: &[u8]) -> bool {
+    datagram.len() >= 20 && datagram[0] < 4 && datagram[4..8] == [0x21, 0x12, 0xa4, 0x42]
+}
+
+/// Whether a STUN message is of class request (RFC 8489 §5: both class bits are zero).
+fn is_request(message: &[u8]) -> bool {
+    message.len() >= 2 && message[0] & 0x01 == 0 && message[1] & 0x10 == 0
+}
+
+fn transaction_id(message: &[u8]) -> Option<[u8; 12]> {
+    message.get(8..20)?.try_into().ok()
+}
+
+/// Wraps a datagram in channel data (RFC 8656 §12.4); over UDP there is no padding.
+pub fn channel_data(channel: u16, payload: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(payload.len() + 4);
+    out.extend_from_slice(&channel_data_header(channel, payload.len()));
+    out.extend_from_slice(payload);
+    out
+}
+
+/// The four bytes in front of channel data.
+pub fn channel_data_header(channel: u16, len: usize) -> [u8; 4] {
+    let [a, b] = channel.to_be_bytes();
+    // Datagrams are below 64 KiB by construction; a longer one could not be sent at all.
+    let [c, d] = u16::try_from(len).unwrap_or(u16::MAX).to_be_bytes();
+    [a, b, c, d]
+}
+
+#[cfg(test)]
+mod tests;

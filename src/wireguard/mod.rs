@@ -1,1 +1,425 @@
-//! (module)
+//! WireGuard sessions around boringtun: keys, indices, handshakes, timers (data-path spec §4).
+//!
+//! The slow path runs handshakes and timers here; established sessions are shared with the workers
+//! through [`Peer`], which take the session's lock once per run of packets. Who may reach what, and
+//! over which path, is decided elsewhere.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use boringtun::noise::errors::WireGuardError;
+use boringtun::noise::handshake::parse_handshake_anon;
+use boringtun::noise::rate_limiter::RateLimiter;
+use boringtun::noise::{Packet, Tunn, TunnResult};
+use boringtun::x25519::{PublicKey, StaticSecret};
+
+use crate::datapath::peers::{IndexPool, Path, Peer, PeerTable};
+use crate::ids::ClientId;
+use crate::portal::messages::PresharedKey;
+
+/// Handshakes per second that the whole process takes before it asks for cookies
+/// (data-path spec §4.1).
+const HANDSHAKES_PER_SECOND: u64 = 100;
+
+/// How often every session's timers are looked at; boringtun's clock is as coarse as this.
+const TIMER_STEP: Duration = Duration::from_millis(500);
+
+/// A connection whose re-keys stay unanswered this long has failed (data-path spec §2.8).
+const GIVE_UP: Duration = Duration::from_secs(20);
+
+/// Datagrams kept until a pair is nominated (data-path spec §2.5).
+const HELD: usize = 128;
+
+/// Largest datagram that boringtun writes for a handshake or an empty data message.
+const SCRATCH: usize = 2048;
+
+/// A datagram for a client, to be sent now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outgoing {
+    /// Where to.
+    pub route: Route,
+    /// The WireGuard message.
+    pub payload: Vec<u8>,
+}
+
+/// Where an [`Outgoing`] datagram goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Route {
+    /// Over the client's nominated path.
+    Path(Path),
+    /// Back to where a message came from (cookie replies only: their sender is not known yet).
+    Reply {
+        /// The address it came to.
+        local: SocketAddr,
+        /// The address it came from.
+        remote: SocketAddr,
+    },
+}
+
+/// What happened to a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// A handshake was completed or answered.
+    Handshake(ClientId),
+    /// The client stopped answering, or the session is too old.
+    Failed(ClientId),
+}
+
+/// Why a message was not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    /// Not a WireGuard message, or one that belongs to no session.
+    Invalid,
+    /// Its first MAC is wrong: the sender does not know our public key.
+    Mac,
+    /// Too many handshakes; a cookie was asked for.
+    UnderLoad,
+    /// Nobody with that key is authorized.
+    UnknownPeer,
+}
+
+impl Refused {
+    /// The name used in counters.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Invalid => "wireguard_invalid",
+            Self::Mac => "wireguard_mac",
+            Self::UnderLoad => "wireguard_under_load",
+            Self::UnknownPeer => "wireguard_unknown_peer",
+        }
+    }
+}
+
+struct Session {
+    peer: Arc<Peer>,
+    public_key: [u8; 32],
+    preshared_key: PresharedKey,
+    held: VecDeque<Vec<u8>>,
+    /// Since when our own initiations are unanswered.
+    unanswered_since: Option<Instant>,
+    last_handshake: Option<Instant>,
+}
+
+/// Every client's WireGuard session; one static key per process.
+pub struct WireGuard {
+    private: StaticSecret,
+    public: PublicKey,
+    /// Admission for the whole process, before any curve operation.
+    admission: RateLimiter,
+    /// Sessions get one that never limits: admission has already happened.
+    unlimited: Arc<RateLimiter>,
+    indices: IndexPool,
+    sessions: HashMap<ClientId, Session>,
+    by_key: HashMap<[u8; 32], ClientId>,
+    by_index: HashMap<u32, ClientId>,
+    table: Arc<PeerTable>,
+    outgoing: VecDeque<Outgoing>,
+    events: VecDeque<Event>,
+    next_step: Option<Instant>,
+}
+
+impl WireGuard {
+    /// Sessions under a fresh static key.
+    pub fn new(table: Arc<PeerTable>) -> Self {
+        // The thread generator is cryptographic and seeded by the kernel.
+        Self::with_key(table, StaticSecret::from(rand::random::<[u8; 32]>()))
+    }
+
+    fn with_key(table: Arc<PeerTable>, private: StaticSecret) -> Self {
+        let public = PublicKey::from(&private);
+        Self {
+            admission: RateLimiter::new(&public, HANDSHAKES_PER_SECOND),
+            unlimited: Arc::new(RateLimiter::new(&public, u64::MAX)),
+            indices: IndexPool::new(rand::random()),
+            private,
+            public,
+            sessions: HashMap::new(),
+            by_key: HashMap::new(),
+            by_index: HashMap::new(),
+            table,
+            outgoing: VecDeque::new(),
+            events: VecDeque::new(),
+            next_step: None,
+        }
+    }
+
+    /// Our public key, as told to the portal on every connect.
+    pub fn public_key(&self) -> [u8; 32] {
+        self.public.to_bytes()
+    }
+
+    /// Whether a client's session was made with just these keys.
+    pub fn has_session(&self, client: ClientId, key: &[u8; 32], psk: &PresharedKey) -> bool {
+        self.sessions
+            .get(&client)
+            .is_some_and(|s| s.public_key == *key && s.preshared_key == *psk)
+    }
+
+    /// Makes a session, replacing the client's former one. `None` when every slot is taken.
+    pub fn insert(
+        &mut self,
+        now: Instant,
+        client: ClientId,
+        public_key: [u8; 32],
+        preshared_key: PresharedKey,
+    ) -> Option<Arc<Peer>> {
+        self.remove(client);
+        let index = self.indices.take()?;
+        let tunn = Tunn::new(
+            self.private.clone(),
+            PublicKey::from(public_key),
+            Some(preshared_key.0),
+            None,
+            index,
+            Some(Arc::clone(&self.unlimited)),
+        );
+        let peer = Arc::new(Peer::new(index, client, tunn));
+        self.table.insert(Arc::clone(&peer));
+        // A key moves with its newest owner: two clients never share one.
+        if let Some(former) = self.by_key.insert(public_key, client) {
+            self.remove(former);
+            self.by_key.insert(public_key, client);
+        }
+        self.by_index.insert(index, client);
+        self.sessions.insert(
+            client,
+            Session {
+                peer: Arc::clone(&peer),
+                public_key,
+                preshared_key,
+                held: VecDeque::new(),
+                unanswered_since: None,
+                last_handshake: None,
+            },
+        );
+        self.next_step.get_or_insert(now + TIMER_STEP);
+        Some(peer)
+    }
+
+    /// Drops a client's session.
+    pub fn remove(&mut self, client: ClientId) {
+        let Some(session) = self.sessions.remove(&client) else {
+            return;
+        };
+        self.table.remove(&session.peer);
+        self.by_key.remove(&session.public_key);
+        self.by_index.remove(&session.peer.index);
+        self.indices.give(session.peer.index);
+        if self.sessions.is_empty() {
+            self.next_step = None;
+        }
+    }
+
+    /// The client as the workers see it.
+    pub fn peer(&self, client: ClientId) -> Option<&Arc<Peer>> {
+        self.sessions.get(&client).map(|s| &s.peer)
+    }
+
+    /// When the client's last handshake was.
+    pub fn last_handshake(&self, client: ClientId) -> Option<Instant> {
+        self.sessions.get(&client)?.last_handshake
+    }
+
+    /// Switches the path and sends what waited for one.
+    pub fn set_path(&mut self, client: ClientId, path: Option<Path>) {
+        let Some(session) = self.sessions.get_mut(&client) else {
+            return;
+        };
+        session.peer.set_path(path);
+        if let Some(path) = path {
+            let route = Route::Path(path);
+            self.outgoing.extend(
+                session
+                    .held
+                    .drain(..)
+                    .map(|payload| Outgoing { route, payload }),
+            );
+        }
+    }
+
+    /// Takes a message that is not established data: handshakes and cookies, or data that no
+    /// worker could place.
+    ///
+    /// # Errors
+    /// See [`Refused`]; nothing has changed then.
+    pub fn handle_message(
+        &mut self,
+        now: Instant,
+        local: SocketAddr,
+        remote: SocketAddr,
+        datagram: &[u8],
+    ) -> Result<(), Refused> {
+        let mut cookie = [0; SCRATCH];
+        let packet = match self
+            .admission
+            .verify_packet(Some(remote.ip()), datagram, &mut cookie)
+        {
+            Ok(packet) => packet,
+            Err(TunnResult::WriteToNetwork(reply)) => {
+                self.outgoing.push_back(Outgoing {
+                    route: Route::Reply { local, remote },
+                    payload: reply.to_vec(),
+                });
+                return Err(Refused::UnderLoad);
+            }
+            Err(TunnResult::Err(WireGuardError::InvalidMac)) => return Err(Refused::Mac),
+            Err(TunnResult::Err(WireGuardError::UnderLoad)) => return Err(Refused::UnderLoad),
+            Err(_) => return Err(Refused::Invalid),
+        };
+        let (client, initiation) = match &packet {
+            Packet::HandshakeInit(init) => {
+                let half = parse_handshake_anon(&self.private, &self.public, init)
+                    .map_err(|_| Refused::Invalid)?;
+                let client = self
+                    .by_key
+                    .get(&half.peer_static_public)
+                    .ok_or(Refused::UnknownPeer)?;
+                (*client, true)
+            }
+            Packet::HandshakeResponse(p) => (self.client_at(p.receiver_idx)?, false),
+            Packet::PacketCookieReply(p) => (self.client_at(p.receiver_idx)?, false),
+            Packet::PacketData(_) => return Err(Refused::Invalid),
+        };
+        let session = self.sessions.get_mut(&client).ok_or(Refused::UnknownPeer)?;
+        let mut buffer = [0; SCRATCH];
+        let mut replies = Vec::new();
+        {
+            let mut tunn = session.peer.tunn();
+            let mut result = tunn.decapsulate(Some(remote.ip()), datagram, &mut buffer);
+            loop {
+                match result {
+                    TunnResult::WriteToNetwork(reply) => replies.push(reply.to_vec()),
+                    TunnResult::Err(error) => {
+                        tracing::debug!(%client, ?error, "WireGuard message refused");
+                        return Err(Refused::Invalid);
+                    }
+                    _ => break,
+                }
+                if initiation {
+                    break;
+                }
+                result = tunn.decapsulate(None, &[], &mut buffer);
+            }
+        }
+        if !replies.is_empty() {
+            session.unanswered_since = None;
+            session.last_handshake = Some(now);
+            self.events.push_back(Event::Handshake(client));
+        }
+        for reply in replies {
+            Self::send(session, &mut self.outgoing, reply);
+        }
+        Ok(())
+    }
+
+    fn client_at(&self, receiver: u32) -> Result<ClientId, Refused> {
+        self.by_index
+            .get(&(receiver >> 8))
+            .copied()
+            .ok_or(Refused::Invalid)
+    }
+
+    fn send(session: &mut Session, outgoing: &mut VecDeque<Outgoing>, payload: Vec<u8>) {
+        match session.peer.path() {
+            Some(path) => outgoing.push_back(Outgoing {
+                route: Route::Path(*path),
+                payload,
+            }),
+            // An initiation can arrive before the pair is nominated; its answer must not be lost.
+            None => {
+                if session.held.len() == HELD {
+                    session.held.pop_front();
+                }
+                session.held.push_back(payload);
+            }
+        }
+    }
+
+    /// Encrypts an inner packet for a client, if there is a session and a path.
+    pub fn encapsulate(&mut self, client: ClientId, packet: &[u8]) -> Option<Outgoing> {
+        let session = self.sessions.get_mut(&client)?;
+        let path = session.peer.path()?;
+        let mut buffer = vec![0; packet.len() + 32];
+        let mut tunn = session.peer.tunn();
+        // Without a session boringtun would queue the packet and start a handshake.
+        tunn.time_since_last_handshake()?;
+        match tunn.encapsulate(packet, &mut buffer) {
+            TunnResult::WriteToNetwork(message) => Some(Outgoing {
+                route: Route::Path(*path),
+                payload: message.to_vec(),
+            }),
+            _ => None,
+        }
+    }
+
+    /// Runs the sessions' timers that are due.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if self.next_step.is_none_or(|at| now < at) {
+            return;
+        }
+        self.next_step = (!self.sessions.is_empty()).then_some(now + TIMER_STEP);
+        self.admission.reset_count();
+        let mut buffer = [0; SCRATCH];
+        for (client, session) in &mut self.sessions {
+            let mut message = None;
+            {
+                let mut tunn = session.peer.tunn();
+                match tunn.update_timers(&mut buffer) {
+                    TunnResult::WriteToNetwork(m) => message = Some(m.to_vec()),
+                    TunnResult::Err(WireGuardError::ConnectionExpired) => {
+                        self.events.push_back(Event::Failed(*client));
+                    }
+                    _ => {}
+                }
+            }
+            let Some(message) = message else { continue };
+            // Message type 1 is an initiation; the other kind is a keep-alive.
+            if message.first() == Some(&1) {
+                let since = *session.unanswered_since.get_or_insert(now);
+                if now.duration_since(since) >= GIVE_UP {
+                    self.events.push_back(Event::Failed(*client));
+                    continue;
+                }
+            }
+            Self::send(session, &mut self.outgoing, message);
+        }
+    }
+
+    /// When [`Self::handle_timeout`] has something to do next.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.next_step
+    }
+
+    /// The next datagram to send.
+    pub fn poll_outgoing(&mut self) -> Option<Outgoing> {
+        self.outgoing.pop_front()
+    }
+
+    /// The next event.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+}
+
+/// Whether a datagram looks like established WireGuard data, and for which receiver index.
+pub fn data_receiver(datagram: &[u8]) -> Option<u32> {
+    match datagram {
+        [4, 0, 0, 0, a, b, c, d, rest @ ..] if rest.len() >= 24 => {
+            Some(u32::from_le_bytes([*a, *b, *c, *d]))
+        }
+        _ => None,
+    }
+}
+
+/// Source address of a route's datagrams, for the socket layer.
+pub fn source_of(route: &Route) -> Option<IpAddr> {
+    match route {
+        Route::Path(path) => path.source,
+        Route::Reply { local, .. } => Some(local.ip()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,6 @@
+//! Stand-in portal, client, resource and trace collector, and the network namespaces in which
+//! tests put them. The doubles follow the protocol's description and share no code with the
+//! gateway.
+
+pub mod netns;
+pub mod scenario;

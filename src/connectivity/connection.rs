@@ -1,0 +1,457 @@
+//! One client's ICE agent with what surrounds it: candidates, relay, nominated path, time limits.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use is::stun::{StunMessage, StunPacket};
+use is::{
+    Candidate, CandidateKind, IceAgent, IceAgentEvent, IceConnectionState, IceCreds, Protocol,
+};
+
+use super::relay::ChannelPath;
+use super::{ConnectionView, FailureCause};
+use crate::datapath::peers::{Path, PathKind};
+use crate::ids::RelayId;
+use crate::portal::messages::IceCredentials;
+
+/// A client that signals no candidate within this time is given up (data-path spec §2.8).
+const CANDIDATE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a connection without a working pair may last (data-path spec §2.8).
+const DISCONNECT_GRACE: Duration = Duration::from_secs(2);
+
+/// Without inner packets for this long, checks slow down (data-path spec §2.8).
+const IDLE_AFTER: Duration = Duration::from_secs(20);
+
+/// Candidate pairs per connection (data-path spec §2.2).
+const MAX_PAIRS: usize = 100;
+
+/// Optimistic candidates per call (data-path spec §2.3).
+const MAX_OPTIMISTIC: usize = 2;
+
+/// When checks are repeated and a pair is given up.
+struct Profile {
+    initial: Duration,
+    max: Duration,
+    retransmits: usize,
+}
+
+/// While traffic flows: a dead pair is noticed after about 16 s, as the client does. (The stock
+/// gateway waits ten minutes and keeps sending into the dead pair meanwhile.)
+const ACTIVE: Profile = Profile {
+    initial: Duration::from_millis(250),
+    max: Duration::from_millis(1500),
+    retransmits: 12,
+};
+
+/// While idle: as seldom as keeps NAT bindings alive, and long enough that the client decides.
+const IDLE: Profile = Profile {
+    initial: Duration::from_secs(25),
+    max: Duration::from_secs(25),
+    retransmits: 8,
+};
+
+pub(super) struct Connection {
+    agent: IceAgent,
+    local: IceCredentials,
+    remote: IceCredentials,
+    relay: Option<RelayId>,
+    /// Relayed addresses of `relay` that are local candidates here, with their base.
+    relayed: Vec<(SocketAddr, SocketAddr)>,
+    added: Vec<Candidate>,
+    invalidated: Vec<String>,
+    /// The pair to send on, as the agent says.
+    nominated: Option<(SocketAddr, SocketAddr)>,
+    path: Option<Path>,
+    created: Instant,
+    has_remote: bool,
+    disconnected: Option<Instant>,
+    last_activity: Instant,
+    idle: bool,
+}
+
+impl Connection {
+    pub(super) fn new(now: Instant, local: &IceCredentials, remote: &IceCredentials) -> Self {
+        let mut agent = IceAgent::new(creds(local));
+        agent.set_controlling(false);
+        agent.set_remote_credentials(creds(remote));
+        agent.set_max_candidate_pairs(MAX_PAIRS);
+        agent.set_timing_advance(Duration::ZERO);
+        let mut connection = Self {
+            agent,
+            local: local.clone(),
+            remote: remote.clone(),
+            relay: None,
+            relayed: Vec::new(),
+            added: Vec::new(),
+            invalidated: Vec::new(),
+            nominated: None,
+            path: None,
+            created: now,
+            has_remote: false,
+            disconnected: None,
+            last_activity: now,
+            idle: false,
+        };
+        connection.apply(&ACTIVE);
+        connection
+    }
+
+    fn apply(&mut self, profile: &Profile) {
+        self.agent.set_initial_stun_rto(profile.initial);
+        self.agent.set_max_stun_rto(profile.max);
+        self.agent.set_max_stun_retransmits(profile.retransmits);
+    }
+
+    pub(super) fn has_credentials(&self, local: &IceCredentials, remote: &IceCredentials) -> bool {
+        self.local == *local && self.remote == *remote
+    }
+
+    pub(super) fn local_ufrag(&self) -> &str {
+        &self.local.username
+    }
+
+    pub(super) fn relay(&self) -> Option<RelayId> {
+        self.relay
+    }
+
+    /// The first tick, after which the agent asks for wake-ups.
+    pub(super) fn start(&mut self, now: Instant) {
+        self.agent.handle_timeout(now);
+    }
+
+    /// Something happened on this connection; checks go back to their fast pace.
+    pub(super) fn touch(&mut self, now: Instant) {
+        self.last_activity = now;
+        if self.idle {
+            self.idle = false;
+            self.apply(&ACTIVE);
+        }
+    }
+
+    fn add_local(&mut self, candidate: Result<Candidate, is::IceError>) {
+        match candidate {
+            Ok(candidate) => {
+                if let Some(added) = self.agent.add_local_candidate(candidate) {
+                    self.added.push(added.clone());
+                }
+            }
+            Err(error) => tracing::debug!(%error, "local candidate not usable"),
+        }
+    }
+
+    pub(super) fn add_host(&mut self, address: SocketAddr) {
+        self.add_local(Candidate::host(address, "udp"));
+    }
+
+    pub(super) fn add_server_reflexive(&mut self, address: SocketAddr, base: SocketAddr) {
+        self.add_local(Candidate::server_reflexive(address, base, "udp"));
+    }
+
+    /// Binds the connection to a relay and offers its relayed addresses.
+    pub(super) fn set_relay(&mut self, relay: RelayId, relayed: &[(SocketAddr, SocketAddr)]) {
+        self.relay = Some(relay);
+        for (address, base) in relayed {
+            self.add_relayed(relay, *address, *base);
+        }
+    }
+
+    /// A relay got a relayed address; it counts here only if it is this connection's relay.
+    pub(super) fn add_relayed(&mut self, relay: RelayId, address: SocketAddr, base: SocketAddr) {
+        if self.relay != Some(relay) || self.relayed.contains(&(address, base)) {
+            return;
+        }
+        self.relayed.push((address, base));
+        self.add_local(Candidate::relayed(address, base, "udp"));
+    }
+
+    /// The relay lost these addresses; it may get others.
+    pub(super) fn invalidate_relayed(&mut self, relay: RelayId, addresses: &[SocketAddr]) {
+        if self.relay != Some(relay) {
+            return;
+        }
+        let (gone, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.relayed)
+            .into_iter()
+            .partition(|(address, _)| addresses.contains(address));
+        self.relayed = kept;
+        for (address, base) in gone {
+            self.invalidate_local_relayed(address, base);
+        }
+        if self.relayed.is_empty() {
+            self.relay = None;
+        }
+    }
+
+    /// The relay is gone.
+    pub(super) fn drop_relay(&mut self, relay: RelayId) {
+        if self.relay != Some(relay) {
+            return;
+        }
+        for (address, base) in std::mem::take(&mut self.relayed) {
+            self.invalidate_local_relayed(address, base);
+        }
+        self.relay = None;
+    }
+
+    fn invalidate_local_relayed(&mut self, address: SocketAddr, base: SocketAddr) {
+        let Ok(mut candidate) = Candidate::relayed(address, base, "udp") else {
+            return;
+        };
+        if self.agent.invalidate_candidate(&candidate) {
+            self.added
+                .retain(|c| c.addr() != address || c.kind() != CandidateKind::Relayed);
+            candidate.set_ufrag(&self.local.username);
+            self.invalidated.push(candidate.to_sdp_string());
+        }
+        if self.nominated.is_some_and(|(local, _)| local == address) {
+            self.nominated = None;
+        }
+    }
+
+    /// Signals every local candidate once more.
+    pub(super) fn signal_all(&mut self) {
+        self.added = self.agent.local_candidates().collect();
+    }
+
+    /// Candidate lines to signal: new ones by falling priority, and withdrawn ones.
+    pub(super) fn take_signals(&mut self) -> (Vec<String>, Vec<String>) {
+        let mut added = std::mem::take(&mut self.added);
+        added.sort_by_key(|c| std::cmp::Reverse(c.prio()));
+        (
+            added.iter().map(Candidate::to_sdp_string).collect(),
+            std::mem::take(&mut self.invalidated),
+        )
+    }
+
+    pub(super) fn add_remote(&mut self, now: Instant, lines: &[String]) {
+        self.touch(now);
+        for line in lines {
+            match Candidate::from_sdp_string(line) {
+                Ok(candidate) => {
+                    self.has_remote = true;
+                    self.agent.add_remote_candidate(candidate);
+                }
+                Err(error) => tracing::debug!(%error, "remote candidate skipped"),
+            }
+        }
+        self.add_optimistic();
+    }
+
+    /// A peer behind a NAT that keeps ports can often be reached at its public address and its
+    /// private port, even when the address was learned from another mapping.
+    fn add_optimistic(&mut self) {
+        let v4 = |kind| {
+            self.agent
+                .remote_candidates()
+                .filter(move |c| c.kind() == kind && c.addr().is_ipv4())
+                .map(|c| c.addr())
+                .collect::<Vec<_>>()
+        };
+        let reflexive = v4(CandidateKind::ServerReflexive);
+        let guesses: Vec<SocketAddr> = v4(CandidateKind::Host)
+            .iter()
+            .flat_map(|host| {
+                reflexive
+                    .iter()
+                    .map(|public| SocketAddr::new(public.ip(), host.port()))
+            })
+            .filter(|guess| !reflexive.contains(guess))
+            .take(MAX_OPTIMISTIC)
+            .collect();
+        for guess in guesses {
+            if let Ok(candidate) = Candidate::server_reflexive(guess, guess, "udp") {
+                self.agent.add_remote_candidate(candidate);
+            }
+        }
+    }
+
+    pub(super) fn invalidate_remote(&mut self, now: Instant, lines: &[String]) {
+        self.touch(now);
+        for line in lines {
+            if let Ok(candidate) = Candidate::from_sdp_string(line) {
+                self.agent.invalidate_candidate(&candidate);
+            }
+        }
+    }
+
+    /// Remote addresses that our relay must be able to forward to. Private host addresses are left
+    /// out: a relay on the internet cannot reach them.
+    pub(super) fn channel_peers(&self) -> Vec<SocketAddr> {
+        self.agent
+            .remote_candidates()
+            .filter(|c| c.kind() != CandidateKind::Host || is_public(c.addr().ip()))
+            .map(|c| c.addr())
+            .collect()
+    }
+
+    pub(super) fn handle_stun(
+        &mut self,
+        now: Instant,
+        local: SocketAddr,
+        remote: SocketAddr,
+        message: StunMessage<'_>,
+    ) {
+        // A check that came to an address not known as host candidate shows that the address
+        // works: without the candidate the agent would have to ignore it.
+        let known = self.agent.local_candidates().any(|c| c.addr() == local);
+        if !known && message.is_binding_request() && self.agent.accepts_message(&message) {
+            self.add_host(local);
+        }
+        self.agent.handle_packet(
+            now,
+            StunPacket {
+                proto: Protocol::Udp,
+                source: remote,
+                destination: local,
+                message,
+            },
+        );
+    }
+
+    pub(super) fn handle_timeout(&mut self, now: Instant) {
+        if !self.idle
+            && self.agent.state().is_connected()
+            && now.duration_since(self.last_activity) >= IDLE_AFTER
+        {
+            self.idle = true;
+            self.apply(&IDLE);
+        }
+        self.agent.handle_timeout(now);
+    }
+
+    /// Lets the agent do all that is possible at `now`, and takes its events.
+    pub(super) fn drive(&mut self, now: Instant) {
+        // One pair is checked per call; each moves its next check into the future, so the bound
+        // is only there to keep a defect in the agent from spinning.
+        for _ in 0..2 * MAX_PAIRS {
+            match self.agent.poll_timeout() {
+                Some(at) if at <= now => self.agent.handle_timeout(now),
+                _ => break,
+            }
+        }
+        while let Some(event) = self.agent.poll_event() {
+            match event {
+                IceAgentEvent::IceConnectionStateChange(state) => {
+                    self.disconnected = match state {
+                        IceConnectionState::Disconnected => Some(now),
+                        _ => None,
+                    };
+                    if state == IceConnectionState::Disconnected {
+                        self.nominated = None;
+                    }
+                }
+                IceAgentEvent::NominatedSend {
+                    source,
+                    destination,
+                    ..
+                } => self.nominated = Some((source, destination)),
+                IceAgentEvent::IceRestart(_) | IceAgentEvent::DiscoveredRecv { .. } => {}
+            }
+        }
+    }
+
+    /// The agent's next datagram: source (a host or relayed candidate), destination, bytes.
+    pub(super) fn poll_transmit(&mut self) -> Option<(SocketAddr, SocketAddr, Vec<u8>)> {
+        let transmit = self.agent.poll_transmit()?;
+        Some((
+            transmit.source,
+            transmit.destination,
+            transmit.contents.into(),
+        ))
+    }
+
+    /// The relay to send through, if `source` is one of its relayed addresses.
+    pub(super) fn relay_of(&self, source: SocketAddr) -> Option<RelayId> {
+        self.relayed
+            .iter()
+            .any(|(address, _)| *address == source)
+            .then_some(self.relay)
+            .flatten()
+    }
+
+    /// The new path if it differs from the last one told.
+    pub(super) fn path_change(
+        &mut self,
+        channel_to: impl Fn(RelayId, SocketAddr) -> Option<ChannelPath>,
+    ) -> Option<Option<Path>> {
+        let path = self.nominated.and_then(|(local, remote)| {
+            let remote_relayed = self
+                .agent
+                .remote_candidates()
+                .any(|c| c.addr() == remote && c.kind() == CandidateKind::Relayed);
+            match self.relay_of(local) {
+                Some(relay) => channel_to(relay, remote).map(|channel| Path {
+                    source: None,
+                    destination: channel.relay,
+                    channel: Some(channel.channel),
+                    kind: PathKind::of(true, remote_relayed),
+                }),
+                None => Some(Path {
+                    source: Some(local.ip()),
+                    destination: remote,
+                    channel: None,
+                    kind: PathKind::of(false, remote_relayed),
+                }),
+            }
+        });
+        (path != self.path).then(|| {
+            self.path = path;
+            path
+        })
+    }
+
+    /// Why the connection must end, if it must.
+    pub(super) fn failure(&self, now: Instant) -> Option<FailureCause> {
+        if !self.has_remote && now >= self.created + CANDIDATE_TIMEOUT {
+            return Some(FailureCause::NoCandidates);
+        }
+        let since = self.disconnected?;
+        (now >= since + DISCONNECT_GRACE).then_some(FailureCause::NoPath)
+    }
+
+    pub(super) fn poll_timeout(&mut self) -> Option<Instant> {
+        let candidates = (!self.has_remote).then(|| self.created + CANDIDATE_TIMEOUT);
+        let grace = self.disconnected.map(|at| at + DISCONNECT_GRACE);
+        let idle = (!self.idle && self.agent.state().is_connected())
+            .then(|| self.last_activity + IDLE_AFTER);
+        [self.agent.poll_timeout(), candidates, grace, idle]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    pub(super) fn view(&self) -> ConnectionView {
+        ConnectionView {
+            state: match self.agent.state() {
+                IceConnectionState::New => "new",
+                IceConnectionState::Checking => "checking",
+                IceConnectionState::Connected => "connected",
+                IceConnectionState::Completed => "connected",
+                IceConnectionState::Disconnected => "disconnected",
+            },
+            path: self.path,
+            local: self.nominated.map(|(local, _)| local),
+            remote: self.nominated.map(|(_, remote)| remote),
+        }
+    }
+}
+
+fn creds(credentials: &IceCredentials) -> IceCreds {
+    IceCreds {
+        ufrag: credentials.username.clone(),
+        pass: credentials.password.clone(),
+    }
+}
+
+fn is_public(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => {
+            !(ip.is_private() || ip.is_link_local() || ip.is_loopback() || ip.is_unspecified())
+        }
+        // Unique local fc00::/7 and link-local fe80::/10 stay inside a site.
+        IpAddr::V6(ip) => {
+            let first = ip.segments()[0];
+            !(ip.is_loopback() || first & 0xfe00 == 0xfc00 || first & 0xffc0 == 0xfe80)
+        }
+    }
+}

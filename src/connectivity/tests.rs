@@ -1,0 +1,326 @@
+#![allow(clippy::unwrap_used)]
+
+//! Two agents in virtual time, no relay: the gateway's [`Connectivity`] against a controlling
+//! agent that stands for the client.
+
+use is::stun::StunPacket;
+use is::{Candidate, IceAgent, IceAgentEvent, IceCreds, Protocol};
+use uuid::Uuid;
+
+use super::*;
+use crate::datapath::peers::PathKind;
+
+const GATEWAY: &str = "192.0.2.1:52625";
+const CLIENT: &str = "192.0.2.9:40000";
+const CLIENT_OTHER: &str = "198.51.100.9:40000";
+
+fn sock(s: &str) -> SocketAddr {
+    s.parse().unwrap()
+}
+
+fn creds(name: &str) -> IceCredentials {
+    IceCredentials {
+        username: name.to_owned(),
+        password: format!("{name}-password-0123456789"),
+    }
+}
+
+fn id() -> ClientId {
+    ClientId(Uuid::from_u128(1))
+}
+
+struct World {
+    now: Instant,
+    start: Instant,
+    gateway: Connectivity,
+    client: IceAgent,
+    /// Client addresses whose datagrams are lost, both ways.
+    blocked: Vec<SocketAddr>,
+    events: Vec<Event>,
+    client_nominated: Option<SocketAddr>,
+    wake_ups: usize,
+}
+
+impl World {
+    fn new(client_addresses: &[&str]) -> Self {
+        let now = Instant::now();
+        let mut client = IceAgent::new(IceCreds {
+            ufrag: "clnt".into(),
+            pass: creds("clnt").password,
+        });
+        client.set_controlling(true);
+        client.set_timing_advance(Duration::ZERO);
+        client.set_initial_stun_rto(Duration::from_millis(250));
+        client.set_max_stun_rto(Duration::from_millis(1500));
+        client.set_max_stun_retransmits(12);
+        client.set_remote_credentials(IceCreds {
+            ufrag: "gtwy".into(),
+            pass: creds("gtwy").password,
+        });
+        for address in client_addresses {
+            client.add_local_candidate(Candidate::host(sock(address), "udp").unwrap());
+        }
+        client.handle_timeout(now);
+        let mut gateway = Connectivity::new(1);
+        gateway.add_host(now, sock(GATEWAY));
+        Self {
+            now,
+            start: now,
+            gateway,
+            client,
+            blocked: Vec::new(),
+            events: Vec::new(),
+            client_nominated: None,
+            wake_ups: 0,
+        }
+    }
+
+    fn upsert(&mut self) -> Upsert {
+        let upsert = self
+            .gateway
+            .upsert(self.now, id(), &creds("gtwy"), &creds("clnt"), false);
+        self.signal();
+        upsert
+    }
+
+    /// Carries candidates to the client.
+    fn signal(&mut self) {
+        while let Some(event) = self.gateway.poll_event() {
+            if let Event::CandidatesAdded { candidates, .. } = &event {
+                for line in candidates {
+                    self.client
+                        .add_remote_candidate(Candidate::from_sdp_string(line).unwrap());
+                }
+            }
+            self.events.push(event);
+        }
+    }
+
+    fn offer_client_candidates(&mut self) {
+        let lines: Vec<String> = self
+            .client
+            .local_candidates()
+            .map(|c| c.to_sdp_string())
+            .collect();
+        self.gateway.add_remote_candidates(self.now, id(), &lines);
+    }
+
+    fn exchange(&mut self) {
+        loop {
+            let mut quiet = true;
+            while let Some(t) = self.gateway.poll_transmit() {
+                quiet = false;
+                let source = SocketAddr::new(t.source.unwrap(), sock(GATEWAY).port());
+                if self.blocked.contains(&t.destination) {
+                    continue;
+                }
+                let message = StunMessage::parse(&t.payload).unwrap();
+                self.client.handle_packet(
+                    self.now,
+                    StunPacket {
+                        proto: Protocol::Udp,
+                        source,
+                        destination: t.destination,
+                        message,
+                    },
+                );
+            }
+            while let Some(t) = self.client.poll_transmit() {
+                quiet = false;
+                if self.blocked.contains(&t.source) {
+                    continue;
+                }
+                let bytes: Vec<u8> = t.contents.into();
+                let got = self
+                    .gateway
+                    .handle_packet(self.now, t.destination, t.source, &bytes);
+                assert_ne!(
+                    matches!(got, Inbound::WireGuard { .. }),
+                    true,
+                    "a check is not WireGuard"
+                );
+            }
+            while let Some(event) = self.client.poll_event() {
+                if let IceAgentEvent::NominatedSend { source, .. } = event {
+                    self.client_nominated = Some(source);
+                }
+            }
+            self.signal();
+            if quiet {
+                return;
+            }
+        }
+    }
+
+    fn run(&mut self, seconds: f64) {
+        let end = self.now + Duration::from_secs_f64(seconds);
+        self.exchange();
+        loop {
+            let next = [
+                self.gateway.poll_timeout().map(|(at, _)| at),
+                self.client.poll_timeout(),
+            ]
+            .into_iter()
+            .flatten()
+            .min();
+            let Some(next) = next.filter(|at| *at <= end) else {
+                break;
+            };
+            self.now = self.now.max(next);
+            if self
+                .gateway
+                .poll_timeout()
+                .is_some_and(|(at, _)| at <= self.now)
+            {
+                self.wake_ups += 1;
+                self.gateway.handle_timeout(self.now);
+            }
+            self.client.handle_timeout(self.now);
+            self.exchange();
+        }
+        self.now = end;
+    }
+
+    fn path(&self) -> Option<Path> {
+        self.gateway.describe(id()).and_then(|v| v.path)
+    }
+}
+
+#[test]
+fn a_direct_pair_is_nominated_and_pinned_to_its_source() {
+    let mut w = World::new(&[CLIENT]);
+    assert_eq!(w.upsert(), Upsert::Created);
+    w.offer_client_candidates();
+    w.run(3.0);
+    assert_eq!(
+        w.path(),
+        Some(Path {
+            source: Some(sock(GATEWAY).ip()),
+            destination: sock(CLIENT),
+            channel: None,
+            kind: PathKind::Direct,
+        })
+    );
+    assert_eq!(w.client_nominated, Some(sock(CLIENT)));
+}
+
+#[test]
+fn checks_before_the_clients_candidates_arrive_still_make_a_path() {
+    let mut w = World::new(&[CLIENT]);
+    w.upsert();
+    // The client never signals: its checks alone reveal where it is.
+    w.run(3.0);
+    assert!(w.path().is_some());
+}
+
+#[test]
+fn a_repeated_authorization_keeps_the_path_and_signals_everything_again() {
+    let mut w = World::new(&[CLIENT]);
+    w.upsert();
+    w.offer_client_candidates();
+    w.run(3.0);
+    let path = w.path();
+    w.events.clear();
+    assert_eq!(w.upsert(), Upsert::Reused);
+    assert_eq!(w.path(), path);
+    assert!(
+        w.events.iter().any(|e| matches!(
+            e,
+            Event::CandidatesAdded { candidates, .. } if candidates[0].contains("192.0.2.1 52625 typ host")
+        )),
+        "{:?}",
+        w.events
+    );
+}
+
+#[test]
+fn a_client_that_never_signals_is_given_up_after_ten_seconds() {
+    let mut w = World::new(&[CLIENT]);
+    w.blocked.push(sock(CLIENT));
+    w.upsert();
+    w.run(9.9);
+    assert!(w.gateway.describe(id()).is_some());
+    w.run(0.2);
+    assert!(w.gateway.describe(id()).is_none());
+    assert!(w.events.contains(&Event::Failed {
+        client: id(),
+        cause: FailureCause::NoCandidates
+    }));
+}
+
+#[test]
+fn traffic_moves_to_another_pair_when_the_nominated_one_dies() {
+    let mut w = World::new(&[CLIENT, CLIENT_OTHER]);
+    w.upsert();
+    w.offer_client_candidates();
+    w.run(3.0);
+    let first = w.path().unwrap().destination;
+    w.blocked.push(first);
+    w.run(25.0);
+    let second = w.path().expect("the other pair works").destination;
+    assert_ne!(first, second);
+}
+
+#[test]
+fn a_connection_without_any_working_pair_fails() {
+    let mut w = World::new(&[CLIENT]);
+    w.upsert();
+    w.offer_client_candidates();
+    w.run(3.0);
+    w.blocked.push(sock(CLIENT));
+    w.run(40.0);
+    assert!(w.events.contains(&Event::Failed {
+        client: id(),
+        cause: FailureCause::NoPath
+    }));
+    assert!(w.gateway.describe(id()).is_none());
+}
+
+#[test]
+fn an_idle_connection_stays_up_for_hours_with_few_wake_ups() {
+    let mut w = World::new(&[CLIENT]);
+    w.upsert();
+    w.offer_client_candidates();
+    w.run(60.0);
+    w.client.set_initial_stun_rto(Duration::from_secs(25));
+    w.client.set_max_stun_rto(Duration::from_secs(25));
+    w.client.set_max_stun_retransmits(4);
+    w.run(60.0);
+    w.wake_ups = 0;
+    w.run(3600.0);
+    assert!(w.path().is_some());
+    assert!(w.wake_ups < 1000, "{} wake-ups in an hour", w.wake_ups);
+}
+
+#[test]
+fn datagrams_that_belong_to_nobody_change_nothing() {
+    let mut w = World::new(&[CLIENT]);
+    w.upsert();
+    let mut stun = vec![0, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42];
+    stun.resize(20, 0);
+    assert_eq!(
+        w.gateway
+            .handle_packet(w.now, sock(GATEWAY), sock(CLIENT), &stun),
+        Inbound::Unknown
+    );
+    assert_eq!(
+        w.gateway
+            .handle_packet(w.now, sock(GATEWAY), sock(CLIENT), &[4, 0, 0, 0]),
+        Inbound::WireGuard {
+            local: sock(GATEWAY),
+            remote: sock(CLIENT),
+            payload: 0..4
+        }
+    );
+    for first in 0..=255u8 {
+        for len in 0..40 {
+            let mut datagram = vec![first; len];
+            if len > 8 {
+                datagram[4..8].copy_from_slice(&[0x21, 0x12, 0xa4, 0x42]);
+            }
+            w.gateway
+                .handle_packet(w.now, sock(GATEWAY), sock(CLIENT), &datagram);
+        }
+    }
+    assert!(w.now >= w.start);
+}

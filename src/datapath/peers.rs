@@ -1,0 +1,290 @@
+//! What the slow path publishes to the workers: one slot per client, read without locks.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use boringtun::noise::Tunn;
+
+use crate::access::ClientPolicy;
+use crate::ids::ClientId;
+
+/// Number of clients that can have a session at once.
+pub const SLOTS: usize = 1 << 14;
+
+/// Bits of the slot number within the 24-bit peer index that WireGuard messages carry; the bits
+/// above count the slot's reuses, so that a late message for its former owner is not mistaken.
+const SLOT_BITS: u32 = SLOTS.trailing_zeros();
+
+/// Where data for a client goes: the nominated candidate pair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Path {
+    /// Local address to send from; `None` leaves it to the kernel (towards relays).
+    pub source: Option<IpAddr>,
+    /// The client's address, or our relay's when there is a channel.
+    pub destination: SocketAddr,
+    /// TURN channel to wrap datagrams in (RFC 8656 §12).
+    pub channel: Option<u16>,
+    /// Direct or relayed, by whom.
+    pub kind: PathKind,
+}
+
+/// The four kinds of path (data-path spec §2.6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PathKind {
+    /// No relay in between.
+    Direct,
+    /// Through our relay.
+    RelayLocal,
+    /// Through the client's relay.
+    RelayRemote,
+    /// Through both.
+    RelayBoth,
+}
+
+impl PathKind {
+    /// Classifies a pair by which ends are relayed.
+    pub fn of(local_relayed: bool, remote_relayed: bool) -> Self {
+        match (local_relayed, remote_relayed) {
+            (false, false) => Self::Direct,
+            (true, false) => Self::RelayLocal,
+            (false, true) => Self::RelayRemote,
+            (true, true) => Self::RelayBoth,
+        }
+    }
+
+    /// The name used in status, spans and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::RelayLocal => "relay_local",
+            Self::RelayRemote => "relay_remote",
+            Self::RelayBoth => "relay_both",
+        }
+    }
+}
+
+/// Traffic counters of one client; inner packets only.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    /// Bytes from the client.
+    pub rx_bytes: AtomicU64,
+    /// Bytes to the client.
+    pub tx_bytes: AtomicU64,
+    /// Packets from the client.
+    pub rx_packets: AtomicU64,
+    /// Packets to the client.
+    pub tx_packets: AtomicU64,
+}
+
+impl Traffic {
+    /// Counts packets from the client.
+    pub fn received(&self, packets: u64, bytes: u64) {
+        self.rx_packets.fetch_add(packets, Ordering::Relaxed);
+        self.rx_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Counts packets to the client.
+    pub fn sent(&self, packets: u64, bytes: u64) {
+        self.tx_packets.fetch_add(packets, Ordering::Relaxed);
+        self.tx_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Sum of packets both ways; changes when the client is active.
+    pub fn packets(&self) -> u64 {
+        self.rx_packets.load(Ordering::Relaxed) + self.tx_packets.load(Ordering::Relaxed)
+    }
+}
+
+/// One client as the workers see it.
+pub struct Peer {
+    /// The 24-bit index that the client's messages carry.
+    pub index: u32,
+    /// Who it is.
+    pub client: ClientId,
+    /// Its counters.
+    pub traffic: Traffic,
+    tunn: Mutex<Tunn>,
+    path: ArcSwapOption<Path>,
+    policy: ArcSwapOption<ClientPolicy>,
+}
+
+impl Peer {
+    /// A peer without path or policy.
+    pub fn new(index: u32, client: ClientId, tunn: Tunn) -> Self {
+        Self {
+            index,
+            client,
+            traffic: Traffic::default(),
+            tunn: Mutex::new(tunn),
+            path: ArcSwapOption::empty(),
+            policy: ArcSwapOption::empty(),
+        }
+    }
+
+    /// The WireGuard session. Workers take it once per run of packets, the slow path for
+    /// handshakes and timers.
+    pub fn tunn(&self) -> MutexGuard<'_, Tunn> {
+        // A panic while holding the lock would have been ours, not the session's: its state is
+        // changed by the library alone, so it stays usable.
+        self.tunn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The nominated path, if any.
+    pub fn path(&self) -> Option<Arc<Path>> {
+        self.path.load_full()
+    }
+
+    /// Switches the path.
+    pub fn set_path(&self, path: Option<Path>) {
+        self.path.store(path.map(Arc::new));
+    }
+
+    /// What the client may reach.
+    pub fn policy(&self) -> Option<Arc<ClientPolicy>> {
+        self.policy.load_full()
+    }
+
+    /// Switches the policy; cached verdicts of the former one no longer match.
+    pub fn set_policy(&self, policy: Option<Arc<ClientPolicy>>) {
+        self.policy.store(policy);
+    }
+}
+
+/// All clients, for lookup by session index and by tunnel address.
+pub struct PeerTable {
+    slots: Box<[ArcSwapOption<Peer>]>,
+    by_address: ArcSwap<HashMap<IpAddr, Arc<Peer>>>,
+    relays: ArcSwap<Vec<SocketAddr>>,
+}
+
+impl PeerTable {
+    /// An empty table.
+    pub fn new() -> Self {
+        Self {
+            slots: (0..SLOTS).map(|_| ArcSwapOption::empty()).collect(),
+            by_address: ArcSwap::default(),
+            relays: ArcSwap::default(),
+        }
+    }
+
+    /// The peer whose messages carry this receiver index (the 24-bit peer index above the 8-bit
+    /// session counter).
+    pub fn by_receiver_index(&self, receiver: u32) -> Option<Arc<Peer>> {
+        let index = receiver >> 8;
+        let peer = self.slots[(index as usize) & (SLOTS - 1)].load_full()?;
+        (peer.index == index).then_some(peer)
+    }
+
+    /// The peer with this tunnel address.
+    pub fn by_address(&self, address: IpAddr) -> Option<Arc<Peer>> {
+        self.by_address.load().get(&address).cloned()
+    }
+
+    /// Publishes a peer in the slot of its index.
+    pub fn insert(&self, peer: Arc<Peer>) {
+        self.slots[(peer.index as usize) & (SLOTS - 1)].store(Some(peer));
+    }
+
+    /// Withdraws a peer and its addresses.
+    pub fn remove(&self, peer: &Arc<Peer>) {
+        let slot = &self.slots[(peer.index as usize) & (SLOTS - 1)];
+        if slot.load().as_ref().is_some_and(|p| Arc::ptr_eq(p, peer)) {
+            slot.store(None);
+        }
+        self.by_address.rcu(|map| {
+            let mut map = HashMap::clone(map);
+            map.retain(|_, p| !Arc::ptr_eq(p, peer));
+            map
+        });
+    }
+
+    /// Routes tunnel addresses to a peer, replacing what it or another had there.
+    pub fn set_addresses(&self, peer: &Arc<Peer>, addresses: &[IpAddr]) {
+        self.by_address.rcu(|map| {
+            let mut map = HashMap::clone(map);
+            map.retain(|_, p| !Arc::ptr_eq(p, peer));
+            map.extend(addresses.iter().map(|a| (*a, Arc::clone(peer))));
+            map
+        });
+    }
+
+    /// Sockets of the relays in use; only from those is channel data unwrapped.
+    pub fn set_relays(&self, relays: Vec<SocketAddr>) {
+        self.relays.store(Arc::new(relays));
+    }
+
+    /// See [`Self::set_relays`].
+    pub fn relays(&self) -> Arc<Vec<SocketAddr>> {
+        self.relays.load_full()
+    }
+}
+
+impl Default for PeerTable {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Hands out 24-bit peer indices: slot number below, a count of the slot's reuses above.
+#[derive(Debug)]
+pub struct IndexPool {
+    free: VecDeque<u32>,
+    next: u32,
+}
+
+impl IndexPool {
+    /// A pool with every slot free; `seed` makes indices differ between process starts.
+    pub fn new(seed: u32) -> Self {
+        Self {
+            free: VecDeque::new(),
+            next: (seed << SLOT_BITS) & 0x00ff_ffff,
+        }
+    }
+
+    /// An index that no live peer has, or `None` when every slot is taken.
+    pub fn take(&mut self) -> Option<u32> {
+        let fresh = (self.next as usize & (SLOTS - 1)) < SLOTS - 1;
+        if fresh {
+            let index = self.next;
+            self.next += 1;
+            return Some(index);
+        }
+        // Oldest first, so that an index rests as long as possible before it comes back.
+        self.free.pop_front()
+    }
+
+    /// Gives an index back; it comes out again with another reuse count.
+    pub fn give(&mut self, index: u32) {
+        self.free
+            .push_back((index + (1 << SLOT_BITS)) & 0x00ff_ffff);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn indices_are_unique_and_fit_24_bits() {
+        let mut pool = IndexPool::new(u32::MAX);
+        let mut seen = HashSet::new();
+        while let Some(index) = pool.take() {
+            assert!(index < 1 << 24);
+            assert!(seen.insert(index & (SLOTS as u32 - 1)), "slot twice");
+        }
+        assert_eq!(seen.len(), SLOTS - 1);
+        let some = *seen.iter().next().unwrap();
+        pool.give(some);
+        let again = pool.take().unwrap();
+        assert_eq!(again & (SLOTS as u32 - 1), some & (SLOTS as u32 - 1));
+        assert_ne!(again, some, "a reused slot gets another index");
+        assert!(pool.take().is_none());
+    }
+}

@@ -1,0 +1,538 @@
+//! A worker: moves packets between the UDP sockets and the TUN device for established sessions.
+//!
+//! Per packet there is a session lookup by index, the cipher, one flow-cache hit, and an append to
+//! an output batch. Whatever is not established data goes to the slow path through a bounded
+//! queue; when that is full, the datagram is dropped and counted.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use boringtun::noise::{Tunn, TunnResult};
+use rustix::event::epoll;
+use rustix::event::{EventfdFlags, eventfd};
+use tokio::sync::mpsc;
+
+use super::flow_cache::{FlowCache, ReplyBudget};
+use super::peers::{Path, Peer, PeerTable};
+use super::train::Trains;
+use crate::access::{ClientPolicy, DropReason, Reply, Verdict};
+use crate::connectivity::channel_data_header;
+use crate::device::{MTU, Tun};
+use crate::ids::ClientId;
+use crate::net::{Datagram, RecvBuffers, Sockets, UdpSocket};
+use crate::packet::{FlowKey, Meta, ecn, icmp};
+use crate::wireguard::data_receiver;
+
+/// Bytes that WireGuard adds to a packet (data-path spec §1.2).
+const WG_OVERHEAD: usize = 32;
+/// Bytes that channel data adds.
+const CHANNEL_OVERHEAD: usize = 4;
+/// Largest datagram that can carry an inner packet of [`MTU`]; room is left for peers that pad.
+const MAX_DATAGRAM: usize = MTU as usize + WG_OVERHEAD + CHANNEL_OVERHEAD + 16;
+/// Room for one decrypted packet.
+const SCRATCH: usize = 2048;
+/// Packets read from the device before the sockets get their turn.
+const TUN_BURST: usize = 64;
+/// Batches received from one socket before the device gets its turn.
+const UDP_BURST: usize = 2;
+/// How often a worker without traffic shows that it is alive.
+const IDLE_TICK: Duration = Duration::from_secs(1);
+
+/// What the worker cannot decide itself.
+#[derive(Debug)]
+pub enum Slow {
+    /// STUN, TURN, handshakes, or data without a session, as received.
+    Datagram {
+        /// Our address it came to.
+        local: SocketAddr,
+        /// Who sent it.
+        remote: SocketAddr,
+        /// The whole datagram, channel data included.
+        payload: Vec<u8>,
+    },
+    /// An in-tunnel control packet (data-path spec §6.1), decrypted.
+    Control {
+        /// Who sent it.
+        client: ClientId,
+        /// The inner packet.
+        packet: Vec<u8>,
+    },
+}
+
+/// Counters of one worker; written by it alone, read by whoever wants.
+pub struct Counters {
+    drops: Box<[AtomicU64]>,
+    /// Milliseconds since the worker's start at which its loop last turned.
+    pub ticked: AtomicU64,
+}
+
+impl Counters {
+    /// All zero.
+    pub fn new() -> Self {
+        Self {
+            drops: (0..DropReason::COUNT).map(|_| AtomicU64::new(0)).collect(),
+            ticked: AtomicU64::new(0),
+        }
+    }
+
+    /// Counts dropped packets.
+    pub fn count(&self, reason: DropReason, packets: u64) {
+        self.drops[reason.index()].fetch_add(packets, Ordering::Relaxed);
+    }
+
+    /// Dropped packets of one reason.
+    pub fn dropped(&self, reason: DropReason) -> u64 {
+        self.drops[reason.index()].load(Ordering::Relaxed)
+    }
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// What a worker works with.
+pub struct Worker {
+    /// The UDP sockets.
+    pub sockets: Arc<Sockets>,
+    /// The device.
+    pub tun: Arc<Tun>,
+    /// Clients and relays.
+    pub table: Arc<PeerTable>,
+    /// Counters.
+    pub counters: Arc<Counters>,
+    /// The way to the slow path.
+    pub slow: mpsc::Sender<Slow>,
+}
+
+/// Stops a running worker.
+pub struct Stop {
+    flag: Arc<AtomicBool>,
+    wake: Arc<OwnedFd>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Stop {
+    /// Asks the worker to end, and waits until it has.
+    pub fn stop(mut self) {
+        self.flag.store(true, Ordering::Release);
+        // The counter cannot overflow from one increment; if the worker is gone nobody waits.
+        let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What woke the worker, as epoll data.
+const WAKE: u64 = 0;
+const TUN: u64 = 1;
+const UDP4: u64 = 2;
+const UDP6: u64 = 3;
+
+impl Worker {
+    /// Starts a thread.
+    ///
+    /// # Errors
+    /// When the kernel gives no epoll instance, event descriptor or thread.
+    pub fn spawn(self, number: usize) -> io::Result<Stop> {
+        let wake = Arc::new(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?);
+        let poll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let add = |fd: &dyn AsFd, data: u64| {
+            epoll::add(
+                &poll,
+                fd.as_fd(),
+                epoll::EventData::new_u64(data),
+                epoll::EventFlags::IN,
+            )
+        };
+        add(&*wake, WAKE)?;
+        add(&*self.tun, TUN)?;
+        if let Some(socket) = &self.sockets.v4 {
+            add(socket, UDP4)?;
+        }
+        if let Some(socket) = &self.sockets.v6 {
+            add(socket, UDP6)?;
+        }
+        let flag = Arc::new(AtomicBool::new(false));
+        let stopping = Arc::clone(&flag);
+        let thread = std::thread::Builder::new()
+            .name(format!("worker-{number}"))
+            .spawn(move || {
+                if let Err(error) = State::new(self).run(&poll, &stopping) {
+                    tracing::error!(%error, "a worker ended");
+                }
+            })?;
+        Ok(Stop {
+            flag,
+            wake,
+            thread: Some(thread),
+        })
+    }
+}
+
+struct State {
+    io: Worker,
+    started: Instant,
+    now: Instant,
+    relays: Arc<Vec<SocketAddr>>,
+    outbound: FlowCache,
+    inbound: FlowCache,
+    trains: Trains,
+    replies: ReplyBudget,
+    max_segments: usize,
+}
+
+impl State {
+    fn new(io: Worker) -> Self {
+        let now = Instant::now();
+        let max_segments = io
+            .sockets
+            .iter()
+            .map(UdpSocket::max_segments)
+            .min()
+            .unwrap_or(1);
+        Self {
+            relays: io.table.relays(),
+            io,
+            started: now,
+            now,
+            outbound: FlowCache::new(),
+            inbound: FlowCache::new(),
+            trains: Trains::default(),
+            replies: ReplyBudget::new(now),
+            max_segments,
+        }
+    }
+
+    fn run(mut self, poll: &OwnedFd, stopping: &AtomicBool) -> io::Result<()> {
+        let mut events = Vec::with_capacity(8);
+        let mut buffers = RecvBuffers::new();
+        let timeout = rustix::event::Timespec {
+            tv_sec: IDLE_TICK.as_secs() as _,
+            tv_nsec: 0,
+        };
+        while !stopping.load(Ordering::Acquire) {
+            events.clear();
+            match epoll::wait(
+                poll,
+                rustix::buffer::spare_capacity(&mut events),
+                Some(&timeout),
+            ) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            self.now = Instant::now();
+            let alive = self.now.duration_since(self.started).as_millis();
+            self.io
+                .counters
+                .ticked
+                .store(alive as u64, Ordering::Relaxed);
+            self.relays = self.io.table.relays();
+            for event in &events {
+                match event.data.u64() {
+                    TUN => self.from_tun(),
+                    UDP4 => self.from_udp(&mut buffers, |s| s.v4.as_ref()),
+                    UDP6 => self.from_udp(&mut buffers, |s| s.v6.as_ref()),
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    // ---- network to device -------------------------------------------------------------------
+
+    fn from_udp(
+        &mut self,
+        buffers: &mut RecvBuffers,
+        which: impl Fn(&Sockets) -> Option<&UdpSocket>,
+    ) {
+        let sockets = Arc::clone(&self.io.sockets);
+        let Some(socket) = which(&sockets) else {
+            return;
+        };
+        let port = socket.local_addr().port();
+        for _ in 0..UDP_BURST {
+            match socket.recv(buffers) {
+                Ok(filled) => self.datagrams(buffers, filled, port),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // Pending socket errors (say, an ICMP unreachable) are delivered once each.
+                Err(_) => break,
+            }
+        }
+        self.flush();
+    }
+
+    fn datagrams(&mut self, buffers: &mut RecvBuffers, filled: usize, port: u16) {
+        let mut scratch = [0; SCRATCH];
+        let mut datagrams = buffers.datagrams(filled).peekable();
+        while let Some(datagram) = datagrams.next() {
+            let Some((index, offset)) = self.established(&datagram) else {
+                self.to_slow_path(datagram, port);
+                continue;
+            };
+            let Some(peer) = self.io.table.by_receiver_index(index) else {
+                self.io.counters.count(DropReason::NoSession, 1);
+                continue;
+            };
+            let receiver = Receiver {
+                policy: peer.policy(),
+                peer,
+            };
+            // One lock for the whole run of this client's datagrams.
+            let peer = Arc::clone(&receiver.peer);
+            let mut tunn = peer.tunn();
+            let mut message = &datagram.payload[offset..];
+            let mut ecn = datagram.ecn;
+            let mut next;
+            loop {
+                self.from_peer(&receiver, &mut tunn, &mut scratch, message, ecn);
+                next = datagrams.next_if(|d| {
+                    self.established(d)
+                        .is_some_and(|(i, _)| i >> 8 == peer.index)
+                });
+                let Some(datagram) = &next else { break };
+                // Cannot be `None`: the very same datagram has just passed.
+                let offset = self.established(datagram).map_or(0, |(_, offset)| offset);
+                message = &datagram.payload[offset..];
+                ecn = datagram.ecn;
+            }
+        }
+    }
+
+    /// The receiver index of established data and where the message begins, past any channel
+    /// data header.
+    fn established(&self, datagram: &Datagram<'_>) -> Option<(u32, usize)> {
+        let bytes: &[u8] = datagram.payload;
+        let offset = match bytes {
+            // The channel number is not looked up: the message authenticates itself, and the path
+            // it came by decides nothing.
+            [64..=79, _, a, b, rest @ ..] if self.relays.contains(&datagram.from) => {
+                let len = usize::from(u16::from_be_bytes([*a, *b]));
+                (rest.len() >= len).then_some(CHANNEL_OVERHEAD)?
+            }
+            _ => 0,
+        };
+        data_receiver(&bytes[offset..]).map(|receiver| (receiver, offset))
+    }
+
+    fn to_slow_path(&mut self, datagram: Datagram<'_>, port: u16) {
+        let Some(ip) = datagram.to else {
+            self.io.counters.count(DropReason::NoDestination, 1);
+            return;
+        };
+        let message = Slow::Datagram {
+            local: SocketAddr::new(ip, port),
+            remote: datagram.from,
+            payload: datagram.payload.to_vec(),
+        };
+        self.hand_over(message);
+    }
+
+    fn hand_over(&mut self, message: Slow) {
+        if self.io.slow.try_send(message).is_err() {
+            self.io.counters.count(DropReason::QueueFull, 1);
+        }
+    }
+
+    fn from_peer(
+        &mut self,
+        receiver: &Receiver,
+        tunn: &mut Tunn,
+        scratch: &mut [u8; SCRATCH],
+        message: &[u8],
+        outer_ecn: u8,
+    ) {
+        // Also keeps the cipher's output within the scratch buffer: boringtun panics past it.
+        if message.len() > MAX_DATAGRAM {
+            self.io.counters.count(DropReason::TooBig, 1);
+            return;
+        }
+        match tunn.decapsulate(None, message, scratch) {
+            TunnResult::WriteToTunnelV4(packet, _) | TunnResult::WriteToTunnelV6(packet, _) => {
+                ecn::merge(packet, outer_ecn);
+                self.inner_packet(receiver, tunn, packet);
+            }
+            // An empty message is a keep-alive.
+            TunnResult::Done | TunnResult::WriteToNetwork(_) => {}
+            TunnResult::Err(_) => self.io.counters.count(DropReason::Decryption, 1),
+        }
+    }
+
+    fn inner_packet(&mut self, receiver: &Receiver, tunn: &mut Tunn, packet: &[u8]) {
+        let meta = match Meta::parse(packet) {
+            Ok(meta) => meta,
+            Err(malformed) => {
+                self.io.counters.count(malformed.into(), 1);
+                return;
+            }
+        };
+        if meta.is_control() {
+            self.hand_over(Slow::Control {
+                client: receiver.peer.client,
+                packet: packet.to_vec(),
+            });
+            return;
+        }
+        let Some(policy) = &receiver.policy else {
+            self.io.counters.count(DropReason::NoPeerState, 1);
+            return;
+        };
+        let now = self.now;
+        let verdict =
+            self.outbound
+                .verdict(&FlowKey::outbound(&meta), policy.generation(), now, || {
+                    policy.outbound(&meta, now)
+                });
+        match verdict {
+            Verdict::Allow { .. } => {
+                receiver.peer.traffic.received(1, packet.len() as u64);
+                if self.io.tun.write(packet).is_err() {
+                    self.io.counters.count(DropReason::Device, 1);
+                }
+            }
+            Verdict::Deny { reason, reply } => {
+                self.io.counters.count(reason, 1);
+                if let Some(reply) = reply {
+                    self.answer(&receiver.peer, tunn, packet, reply);
+                }
+            }
+        }
+    }
+
+    /// Tells the client's application why its packet went nowhere (data-path spec §5.3).
+    fn answer(&mut self, peer: &Arc<Peer>, tunn: &mut Tunn, packet: &[u8], reply: Reply) {
+        if !self.replies.take(self.now) {
+            return;
+        }
+        let mut answer = [0; icmp::MAX_REPLY];
+        let made = match reply {
+            Reply::Prohibited => icmp::prohibited(packet, &mut answer),
+            Reply::Unreachable => icmp::unreachable(packet, &mut answer),
+        };
+        if let (Some(len), Some(path)) = (made, peer.path()) {
+            self.to_peer(tunn, &path, &answer[..len]);
+        }
+    }
+
+    // ---- device to network -------------------------------------------------------------------
+
+    fn from_tun(&mut self) {
+        let mut packet = [0; MTU as usize + 1];
+        let mut current: Option<Sender> = None;
+        for _ in 0..TUN_BURST {
+            match self.io.tun.read(&mut packet) {
+                Ok(0) => break,
+                Ok(len) => self.from_device(&mut current, &packet[..len]),
+                Err(_) => break,
+            }
+        }
+        drop(current);
+        self.flush();
+    }
+
+    fn from_device(&mut self, current: &mut Option<Sender>, packet: &[u8]) {
+        let meta = match Meta::parse(packet) {
+            Ok(meta) => meta,
+            Err(malformed) => {
+                self.io.counters.count(malformed.into(), 1);
+                return;
+            }
+        };
+        let dst = meta.dst;
+        if current.as_ref().is_none_or(|s| s.address != dst) {
+            *current = self.io.table.by_address(dst).map(|peer| Sender {
+                address: dst,
+                policy: peer.policy(),
+                path: peer.path(),
+                peer,
+            });
+        }
+        let Some(sender) = current else {
+            self.io.counters.count(DropReason::NoPeer, 1);
+            return;
+        };
+        let Some(policy) = &sender.policy else {
+            self.io.counters.count(DropReason::NoPeerState, 1);
+            return;
+        };
+        let now = self.now;
+        let verdict =
+            self.inbound
+                .verdict(&FlowKey::inbound(&meta), policy.generation(), now, || {
+                    policy.inbound(&meta, now)
+                });
+        if let Verdict::Deny { reason, .. } = verdict {
+            self.io.counters.count(reason, 1);
+            return;
+        }
+        let Some(path) = &sender.path else {
+            self.io.counters.count(DropReason::NoPath, 1);
+            return;
+        };
+        let mut tunn = sender.peer.tunn();
+        if self.to_peer(&mut tunn, path, packet) {
+            sender.peer.traffic.sent(1, packet.len() as u64);
+        }
+    }
+
+    /// Encrypts into the path's train.
+    fn to_peer(&mut self, tunn: &mut Tunn, path: &Arc<Path>, packet: &[u8]) -> bool {
+        // Without a session boringtun would queue the packet and start a handshake of its own.
+        if tunn.time_since_last_handshake().is_none() {
+            self.io.counters.count(DropReason::NoSession, 1);
+            return false;
+        }
+        let header = path.channel.map_or(0, |_| CHANNEL_OVERHEAD);
+        let message = packet.len() + WG_OVERHEAD;
+        let pushed = self.trains.push(
+            path,
+            ecn::of(packet),
+            header + message,
+            self.max_segments,
+            |out| {
+                if let Some(channel) = path.channel {
+                    out[..CHANNEL_OVERHEAD].copy_from_slice(&channel_data_header(channel, message));
+                }
+                matches!(
+                    tunn.encapsulate(packet, &mut out[header..]),
+                    TunnResult::WriteToNetwork(m) if m.len() == message
+                )
+            },
+        );
+        if !pushed {
+            self.io.counters.count(DropReason::NoSession, 1);
+        }
+        pushed
+    }
+
+    fn flush(&mut self) {
+        if self.trains.is_empty() {
+            return;
+        }
+        let counters = &self.io.counters;
+        self.trains.flush(&self.io.sockets, |_, datagrams| {
+            counters.count(DropReason::Send, datagrams as u64);
+        });
+    }
+}
+
+/// The client whose datagrams are being read.
+struct Receiver {
+    peer: Arc<Peer>,
+    policy: Option<Arc<ClientPolicy>>,
+}
+
+/// The client that packets from the device are for.
+struct Sender {
+    address: std::net::IpAddr,
+    peer: Arc<Peer>,
+    policy: Option<Arc<ClientPolicy>>,
+    path: Option<Arc<Path>>,
+}

@@ -1,0 +1,535 @@
+//! The slow path's decisions: portal messages, datagrams and instants in; portal messages,
+//! datagrams and commands out. No socket, clock or task inside.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use super::outbox::Outbox;
+use crate::access::{Access, AccessEvent, DropReason};
+use crate::admin::model::{ClientStatus, RelayStatus};
+use crate::connectivity::{self, Connectivity, Inbound, Transmit, Upsert};
+use crate::datapath::peers::PeerTable;
+use crate::datapath::worker::Counters;
+use crate::ids::ClientId;
+use crate::packet::control::{self, Control};
+use crate::portal::messages::{ClientPeer, CreateAuthorization, Egress, Ingress, Init, Interface};
+use crate::wireguard::{self, Outgoing, Route, WireGuard};
+
+/// At most one `no_relays` in this time: each costs the portal a push.
+const NO_RELAYS_PAUSE: Duration = Duration::from_secs(1);
+
+/// How often activity of clients is looked at.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Something for the outside to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Command {
+    /// Give the device these addresses.
+    Configure(Interface),
+}
+
+/// What is remembered per client besides access, connection and session.
+#[derive(Debug, Clone)]
+struct ClientState {
+    addresses: [IpAddr; 2],
+    packets: u64,
+}
+
+/// All protocol state of the gateway but the portal channel itself.
+pub struct Core {
+    access: Access,
+    connectivity: Connectivity,
+    wireguard: WireGuard,
+    table: Arc<PeerTable>,
+    counters: Arc<Counters>,
+    outbox: Outbox,
+    clients: HashMap<ClientId, ClientState>,
+    interface: Option<Interface>,
+    joined: bool,
+    no_relays: Option<Instant>,
+    next_tick: Option<Instant>,
+    egress: VecDeque<Egress>,
+    transmits: VecDeque<Transmit>,
+    commands: VecDeque<Command>,
+}
+
+impl Core {
+    /// Without clients and relays. `wall` is the time of day at `now`.
+    pub fn new(
+        now: Instant,
+        wall: SystemTime,
+        table: Arc<PeerTable>,
+        counters: Arc<Counters>,
+        seed: u64,
+    ) -> Self {
+        let unix = wall
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
+        Self {
+            access: Access::new(now, unix),
+            connectivity: Connectivity::new(seed),
+            wireguard: WireGuard::new(Arc::clone(&table)),
+            table,
+            counters,
+            outbox: Outbox::default(),
+            clients: HashMap::new(),
+            interface: None,
+            joined: false,
+            no_relays: None,
+            next_tick: Some(now + TICK),
+            egress: VecDeque::new(),
+            transmits: VecDeque::new(),
+            commands: VecDeque::new(),
+        }
+    }
+
+    /// Our WireGuard public key.
+    pub fn public_key(&self) -> [u8; 32] {
+        self.wireguard.public_key()
+    }
+
+    /// Adds a local address that clients may be able to reach directly.
+    pub fn add_host(&mut self, now: Instant, address: SocketAddr) {
+        self.connectivity.add_host(now, address);
+        self.drain(now);
+    }
+
+    /// The channel was joined: what was held goes out.
+    pub fn connected(&mut self, now: Instant) {
+        self.joined = true;
+        self.no_relays = None;
+        self.drain(now);
+    }
+
+    /// The channel is away: clients' traffic goes on, candidate changes are held.
+    pub fn disconnected(&mut self) {
+        self.joined = false;
+        // These belonged to the lost session; whoever still needs an answer asks again.
+        self.egress.clear();
+    }
+
+    /// The token was refused: nobody may be served any more.
+    pub fn revoke_all(&mut self, now: Instant) {
+        self.access.resync(now, &[]);
+        self.drain(now);
+    }
+
+    /// Takes a message of the portal.
+    pub fn handle_portal(&mut self, now: Instant, message: Ingress) {
+        match message {
+            Ingress::Init(init) => self.init(now, init),
+            Ingress::CreateAuthorization(authorization) => self.authorize(now, *authorization),
+            Ingress::RejectAccess {
+                client_id,
+                resource_id,
+            } => {
+                tracing::info!(client = %client_id, resource = %resource_id, "Access taken back");
+                self.access.reject(client_id, resource_id);
+            }
+            Ingress::ResourceUpdated(resource) => self.access.update_resource(&resource),
+            Ingress::RelaysPresence(presence) => self.connectivity.relays_presence(now, &presence),
+            Ingress::IceCandidates {
+                client_id,
+                candidates,
+            } => self
+                .connectivity
+                .add_remote_candidates(now, client_id, &candidates),
+            Ingress::InvalidateIceCandidates {
+                client_id,
+                candidates,
+            } => self
+                .connectivity
+                .invalidate_remote_candidates(now, client_id, &candidates),
+        }
+        self.drain(now);
+    }
+
+    fn init(&mut self, now: Instant, init: Init) {
+        self.connectivity.upsert_relays(now, &init.relays);
+        self.access
+            .set_gateway_addresses(init.interface.ipv4, init.interface.ipv6);
+        self.access.resync(now, &init.authorizations);
+        if self.interface != Some(init.interface) {
+            self.interface = Some(init.interface);
+            self.commands.push_back(Command::Configure(init.interface));
+        }
+        if !self.connectivity.has_relay() && init.relays.is_empty() {
+            self.ask_for_relays(now);
+        }
+    }
+
+    fn authorize(&mut self, now: Instant, authorization: CreateAuthorization) {
+        let CreateAuthorization {
+            reference,
+            resource,
+            client,
+            client_ice_credentials,
+            gateway_ice_credentials,
+            expires_at,
+            use_iceless,
+        } = authorization;
+        if use_iceless {
+            // Never announced, so this is a portal defect; an answer would promise a path.
+            tracing::warn!(client = %client.id, "ICE-less connection asked for, but never announced");
+            return;
+        }
+        tracing::info!(client = %client.id, resource = %resource.id(), "Access granted");
+        self.access.authorize(now, &client, resource, expires_at);
+        self.drain_access(now);
+        let keys_changed =
+            !self
+                .wireguard
+                .has_session(client.id, &client.public_key, &client.preshared_key);
+        if keys_changed && !self.open_session(now, &client) {
+            self.access.remove_client(client.id);
+            self.drain_access(now);
+            return;
+        }
+        // Before any candidate: a client drops candidates of a connection it does not know yet.
+        self.egress
+            .push_back(Egress::AuthorizationCreated { reference });
+        let upsert = self.connectivity.upsert(
+            now,
+            client.id,
+            &gateway_ice_credentials,
+            &client_ice_credentials,
+            keys_changed,
+        );
+        if upsert == Upsert::Created && !keys_changed {
+            // New ICE credentials with old keys: stock treats the pair as one, and a fresh session
+            // has a fresh handshake timestamp to compare with.
+            self.open_session(now, &client);
+        }
+        self.publish(client.id);
+        if !self.connectivity.has_relay() {
+            self.ask_for_relays(now);
+        }
+    }
+
+    fn open_session(&mut self, now: Instant, client: &ClientPeer) -> bool {
+        let made = self
+            .wireguard
+            .insert(now, client.id, client.public_key, client.preshared_key)
+            .is_some();
+        if !made {
+            tracing::error!(client = %client.id, "Too many clients; this one is not served");
+            return false;
+        }
+        self.clients.insert(
+            client.id,
+            ClientState {
+                addresses: [client.ipv4.into(), client.ipv6.into()],
+                packets: 0,
+            },
+        );
+        true
+    }
+
+    /// Shows the workers what a client may reach, and at which addresses it is.
+    fn publish(&self, client: ClientId) {
+        let (Some(peer), Some(state)) = (self.wireguard.peer(client), self.clients.get(&client))
+        else {
+            return;
+        };
+        peer.set_policy(self.access.policy(client));
+        self.table.set_addresses(peer, &state.addresses);
+    }
+
+    fn ask_for_relays(&mut self, now: Instant) {
+        let lately = self
+            .no_relays
+            .is_some_and(|at| now.duration_since(at) < NO_RELAYS_PAUSE);
+        if self.joined && !lately {
+            self.no_relays = Some(now);
+            self.egress.push_back(Egress::NoRelays);
+        }
+    }
+
+    /// Takes a datagram that is not established data.
+    pub fn handle_datagram(
+        &mut self,
+        now: Instant,
+        local: SocketAddr,
+        remote: SocketAddr,
+        datagram: &[u8],
+    ) {
+        match self
+            .connectivity
+            .handle_packet(now, local, remote, datagram)
+        {
+            Inbound::Consumed => {}
+            Inbound::Unknown => self.counters.count(DropReason::UnknownStun, 1),
+            Inbound::WireGuard {
+                local,
+                remote,
+                payload,
+            } => {
+                let message = &datagram[payload];
+                if let Err(refused) = self.wireguard.handle_message(now, local, remote, message) {
+                    self.counters.count(refused.into(), 1);
+                }
+            }
+        }
+        self.drain(now);
+    }
+
+    /// Takes a decrypted in-tunnel control packet (data-path spec §6.1).
+    pub fn handle_control(&mut self, now: Instant, client: ClientId, packet: &[u8]) {
+        match control::parse(packet) {
+            Ok(Control::Goodbye) => {
+                tracing::info!(%client, "The client said goodbye");
+                self.access.remove_client(client);
+                self.close(client);
+            }
+            Ok(Control::AssignedIps {
+                resource, domain, ..
+            }) => {
+                // Name resources are not translated yet: tell the client, so that it does not wait.
+                if let Some(answer) = control::domain_status(resource, &domain, false) {
+                    self.send_inner(client, &answer);
+                }
+            }
+            Ok(Control::DomainStatus { .. } | Control::Unknown(_)) => {}
+            Err(error) => tracing::debug!(%client, %error, "control packet skipped"),
+        }
+        self.drain(now);
+    }
+
+    fn send_inner(&mut self, client: ClientId, packet: &[u8]) {
+        if let Some(outgoing) = self.wireguard.encapsulate(client, packet) {
+            self.route(outgoing, None);
+        }
+    }
+
+    /// Ends every connection with a goodbye and gives relays their allocations back.
+    pub fn shutdown(&mut self, now: Instant) {
+        let clients: Vec<ClientId> = self.clients.keys().copied().collect();
+        for client in clients {
+            self.send_inner(client, &control::goodbye());
+            self.close(client);
+        }
+        self.drain(now);
+        self.connectivity.release_relays(now);
+        self.drain(now);
+    }
+
+    fn close(&mut self, client: ClientId) {
+        self.wireguard.remove(client);
+        self.connectivity.remove(client);
+        self.outbox.forget(client);
+        self.clients.remove(&client);
+    }
+
+    /// Runs what is due.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.access.handle_timeout(now);
+        self.connectivity.handle_timeout(now);
+        self.wireguard.handle_timeout(now);
+        if self.next_tick.is_some_and(|at| at <= now) {
+            self.next_tick = Some(now + TICK);
+            self.note_activity(now);
+        }
+        self.drain(now);
+    }
+
+    /// When [`Self::handle_timeout`] has something to do next, and what for.
+    pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
+        [
+            self.access.poll_timeout().map(|(at, _)| (at, "expiry")),
+            self.connectivity.poll_timeout(),
+            self.wireguard.poll_timeout().map(|at| (at, "wireguard")),
+            self.next_tick.map(|at| (at, "tick")),
+        ]
+        .into_iter()
+        .flatten()
+        .min_by_key(|(at, _)| *at)
+    }
+
+    fn note_activity(&mut self, now: Instant) {
+        let mut active = Vec::new();
+        for (client, state) in &mut self.clients {
+            let Some(peer) = self.wireguard.peer(*client) else {
+                continue;
+            };
+            let packets = peer.traffic.packets();
+            if packets != state.packets {
+                state.packets = packets;
+                active.push(*client);
+            }
+        }
+        for client in active {
+            self.connectivity.note_activity(now, client);
+        }
+    }
+
+    fn drain_access(&mut self, now: Instant) {
+        while let Some(event) = self.access.poll_event() {
+            match event {
+                AccessEvent::PolicyChanged { client, .. } => self.publish(client),
+                AccessEvent::ClientRemoved { client, cause } => {
+                    tracing::info!(%client, cause = cause.as_str(), "Closing the client's connection");
+                    self.send_inner(client, &control::goodbye());
+                    self.close(client);
+                }
+            }
+        }
+        let _ = now;
+    }
+
+    /// Moves every part's output on until all are quiet.
+    fn drain(&mut self, now: Instant) {
+        self.drain_access(now);
+        loop {
+            while let Some(event) = self.connectivity.poll_event() {
+                self.connectivity_event(now, event);
+            }
+            while let Some(event) = self.wireguard.poll_event() {
+                match event {
+                    wireguard::Event::Handshake(client) => {
+                        tracing::debug!(%client, "WireGuard handshake");
+                    }
+                    wireguard::Event::Failed(client) => {
+                        tracing::info!(%client, "The client does not answer handshakes; connection dropped");
+                        self.close(client);
+                    }
+                }
+            }
+            while let Some(outgoing) = self.wireguard.poll_outgoing() {
+                self.route(outgoing, Some(now));
+            }
+            while let Some(transmit) = self.connectivity.poll_transmit() {
+                self.transmits.push_back(transmit);
+            }
+            match self.connectivity.poll_event() {
+                Some(event) => self.connectivity_event(now, event),
+                None => break,
+            }
+        }
+        if self.joined {
+            self.egress.extend(self.outbox.flush());
+        }
+    }
+
+    fn connectivity_event(&mut self, now: Instant, event: connectivity::Event) {
+        match event {
+            connectivity::Event::CandidatesAdded { client, candidates } => {
+                self.outbox.add(client, candidates);
+            }
+            connectivity::Event::CandidatesInvalidated { client, candidates } => {
+                self.outbox.invalidate(client, candidates);
+            }
+            connectivity::Event::PathChanged { client, path } => {
+                match path {
+                    Some(path) => tracing::info!(
+                        %client, path = path.kind.as_str(), remote = %path.destination,
+                        "Path to the client"
+                    ),
+                    None => tracing::info!(%client, "No path to the client"),
+                }
+                self.wireguard.set_path(client, path);
+            }
+            connectivity::Event::Failed { client, cause } => {
+                // The grants stay: the client may come back and believe them valid.
+                tracing::info!(%client, cause = cause.as_str(), "Connection failed");
+                self.close(client);
+            }
+            connectivity::Event::RelaySocketsChanged(sockets) => self.table.set_relays(sockets),
+            connectivity::Event::LastRelayLost => self.ask_for_relays(now),
+        }
+    }
+
+    fn route(&mut self, outgoing: Outgoing, now: Option<Instant>) {
+        let Outgoing { route, payload } = outgoing;
+        let transmit = match route {
+            Route::Path(path) => Transmit {
+                source: path.source,
+                destination: path.destination,
+                payload: match path.channel {
+                    Some(channel) => connectivity::channel_data(channel, &payload),
+                    None => payload,
+                },
+            },
+            Route::Reply { local, remote } => {
+                let Some(transmit) = now.and_then(|now| {
+                    self.connectivity
+                        .reply_transmit(now, local, remote, payload)
+                }) else {
+                    return;
+                };
+                transmit
+            }
+        };
+        self.transmits.push_back(transmit);
+    }
+
+    /// The next message for the portal.
+    pub fn poll_egress(&mut self) -> Option<Egress> {
+        self.egress.pop_front()
+    }
+
+    /// The next datagram to send.
+    pub fn poll_transmit(&mut self) -> Option<Transmit> {
+        self.transmits.pop_front()
+    }
+
+    /// The next thing to do outside.
+    pub fn poll_command(&mut self) -> Option<Command> {
+        self.commands.pop_front()
+    }
+
+    /// What to show about relays.
+    pub fn relays(&self, now: Instant, wall: SystemTime) -> Vec<RelayStatus> {
+        self.connectivity.relay_statuses(now, wall)
+    }
+
+    /// What to show about clients.
+    pub fn client_statuses(&self, now: Instant, wall: SystemTime) -> Vec<ClientStatus> {
+        use std::sync::atomic::Ordering::Relaxed;
+
+        let mut ids = self.access.clients();
+        ids.extend(self.clients.keys().copied());
+        ids.sort();
+        ids.dedup();
+        ids.into_iter()
+            .map(|client| {
+                let view = self.connectivity.describe(client);
+                let peer = self.wireguard.peer(client);
+                let last_handshake = self
+                    .wireguard
+                    .last_handshake(client)
+                    .map(|at| unix_seconds(wall - now.saturating_duration_since(at)));
+                ClientStatus {
+                    id: client.to_string(),
+                    addresses: self
+                        .access
+                        .addresses(client)
+                        .map_or_else(Vec::new, |a| a.iter().map(ToString::to_string).collect()),
+                    connection: view.as_ref().map_or("none", |v| v.state).to_owned(),
+                    path: view
+                        .as_ref()
+                        .and_then(|v| v.path)
+                        .map(|p| p.kind.as_str().to_owned()),
+                    local: view.as_ref().and_then(|v| v.local).map(|a| a.to_string()),
+                    remote: view.as_ref().and_then(|v| v.remote).map(|a| a.to_string()),
+                    last_handshake_at: last_handshake,
+                    rx_bytes: peer.map_or(0, |p| p.traffic.rx_bytes.load(Relaxed)),
+                    tx_bytes: peer.map_or(0, |p| p.traffic.tx_bytes.load(Relaxed)),
+                    grants: self.access.grants(client),
+                }
+            })
+            .collect()
+    }
+}
+
+/// Fractional Unix seconds.
+pub fn unix_seconds(time: SystemTime) -> f64 {
+    time.duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs_f64()
+}
+
+#[cfg(test)]
+#[path = "core_tests.rs"]
+mod tests;

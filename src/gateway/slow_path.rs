@@ -1,0 +1,502 @@
+//! The slow path's loop: one thread that feeds the core and carries out what it decides.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant, SystemTime};
+
+use rand::SeedableRng as _;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{MissedTickBehavior, interval, sleep_until};
+
+use super::core::{Command, Core};
+use super::host_setup::{self, Host};
+use super::snapshot::{self, Facts, Surroundings};
+use crate::admin::Liveness;
+use crate::admin::model::{DeviceStatus, PortalState, Status};
+use crate::config::{Config, ExitStatus};
+use crate::datapath::peers::PeerTable;
+use crate::datapath::worker::{Counters, Slow, Stop, Worker};
+use crate::host::network::Network;
+use crate::host::nft;
+use crate::net;
+use crate::portal::driver::Driver;
+use crate::portal::messages::{Egress, Interface};
+use crate::portal::{Event, PortalConfig};
+
+/// Datagrams and control packets that wait for the slow path.
+const QUEUE: usize = 4096;
+/// Of those, how many are taken before timers and the portal get their turn.
+const BURST: usize = 256;
+/// How often the status is published.
+const PUBLISH: Duration = Duration::from_millis(500);
+/// How often the host is looked at again, and the device tried again.
+const HOST_CHECK: Duration = Duration::from_secs(5);
+/// How long the spans of the last moments may take to leave.
+pub(super) const TELEMETRY_FLUSH: Duration = Duration::from_millis(800);
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+enum Asked {
+    Stop,
+    Reload,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> Asked {
+        tokio::select! {
+            _ = self.terminate.recv() => Asked::Stop,
+            _ = self.interrupt.recv() => Asked::Stop,
+            _ = self.hangup.recv() => Asked::Reload,
+        }
+    }
+}
+
+/// Runs until a signal or a final failure.
+pub(super) async fn run(
+    config: Config,
+    facts: Facts,
+    status: watch::Sender<Arc<Status>>,
+    liveness: Arc<Liveness>,
+) -> anyhow::Result<ExitStatus> {
+    let mut signals = Signals::new()?;
+    let mut around = Surroundings {
+        host: host_setup::findings(&config),
+        ..Surroundings::default()
+    };
+    report(&around);
+    if config.strict && around.host.iter().any(|f| f.level == "error") {
+        return Ok(ExitStatus::HostLacks);
+    }
+    let publisher = Publisher {
+        status,
+        facts,
+        liveness,
+    };
+    let host = match wait_for_host(&config, &mut around, &publisher, &mut signals).await {
+        Some(Ok(host)) => host,
+        Some(Err(())) => return Ok(ExitStatus::HostLacks),
+        None => return Ok(ExitStatus::Ok),
+    };
+    around.device = host.describe();
+    let mut slow_path = SlowPath::new(config, around, publisher, host)?;
+    let exit = slow_path.serve(&mut signals).await;
+    slow_path.shut_down(&mut signals).await;
+    Ok(exit)
+}
+
+/// Tells what the preflight found, once, at start.
+fn report(around: &Surroundings) {
+    for finding in &around.host {
+        let fix = finding.fix.as_deref().unwrap_or("");
+        match finding.level.as_str() {
+            "error" => tracing::error!(check = %finding.name, fix, "{}", finding.found),
+            "warning" => tracing::warn!(check = %finding.name, fix, "{}", finding.found),
+            _ => tracing::debug!(check = %finding.name, "{}", finding.found),
+        }
+    }
+}
+
+/// `None` when asked to stop; `Err` when the host lacks something and `--strict` is set.
+async fn wait_for_host(
+    config: &Config,
+    around: &mut Surroundings,
+    publisher: &Publisher,
+    signals: &mut Signals,
+) -> Option<Result<Host, ()>> {
+    let mut told = String::new();
+    loop {
+        let missing = match Host::acquire(config) {
+            Ok(host) => return Some(Ok(host)),
+            Err(missing) => missing,
+        };
+        if missing != told {
+            tracing::error!("{missing}");
+            told.clone_from(&missing);
+        }
+        if config.strict {
+            return Some(Err(()));
+        }
+        around.device = DeviceStatus {
+            name: config.tun_name.clone(),
+            error: Some(missing),
+            ..DeviceStatus::default()
+        };
+        around.portal = idle_portal(config);
+        let next = Instant::now() + HOST_CHECK;
+        let mut beat = interval(PUBLISH);
+        while Instant::now() < next {
+            publisher.publish(around, None, &[]);
+            tokio::select! {
+                _ = beat.tick() => {}
+                asked = signals.next() => match asked {
+                    Asked::Stop => return None,
+                    Asked::Reload => break,
+                },
+            }
+        }
+        around.host = host_setup::findings(config);
+    }
+}
+
+fn idle_portal(config: &Config) -> crate::admin::model::PortalStatus {
+    crate::admin::model::PortalStatus {
+        url: config.api_url.to_string(),
+        state: PortalState::Idle,
+        ..Default::default()
+    }
+}
+
+struct Publisher {
+    status: watch::Sender<Arc<Status>>,
+    facts: Facts,
+    liveness: Arc<Liveness>,
+}
+
+impl Publisher {
+    fn publish(&self, around: &Surroundings, core: Option<&Core>, counters: &[Arc<Counters>]) {
+        self.liveness.tick_slow_path();
+        let status = snapshot::build(
+            &self.facts,
+            around,
+            core,
+            counters,
+            Instant::now(),
+            SystemTime::now(),
+        );
+        self.status.send_replace(Arc::new(status));
+    }
+}
+
+struct SlowPath {
+    config: Config,
+    around: Surroundings,
+    publisher: Publisher,
+    host: Host,
+    core: Core,
+    portal: Driver,
+    counters: Vec<Arc<Counters>>,
+    from_workers: mpsc::Receiver<Slow>,
+    worker: Option<Stop>,
+    network: Option<Arc<Network>>,
+    configured: (
+        mpsc::UnboundedSender<Configuration>,
+        mpsc::UnboundedReceiver<Configuration>,
+    ),
+    token_seen: Option<SystemTime>,
+    checked: Instant,
+    worker_ticked: u64,
+}
+
+/// What became of the device's addresses.
+struct Configuration {
+    wanted: Interface,
+    result: Result<Vec<String>, String>,
+}
+
+impl SlowPath {
+    fn new(
+        config: Config,
+        around: Surroundings,
+        publisher: Publisher,
+        host: Host,
+    ) -> anyhow::Result<Self> {
+        let now = Instant::now();
+        let table = Arc::new(PeerTable::new());
+        // The slow path's own counters come first, then one set per worker.
+        let counters = vec![Arc::new(Counters::new()), Arc::new(Counters::new())];
+        let (to_slow_path, from_workers) = mpsc::channel(QUEUE);
+        let mut core = Core::new(
+            now,
+            SystemTime::now(),
+            Arc::clone(&table),
+            Arc::clone(&counters[0]),
+            rand::random(),
+        );
+        for address in net::default_source_addresses() {
+            if let Some(socket) = host.sockets.for_destination(SocketAddr::new(address, 0)) {
+                core.add_host(now, SocketAddr::new(address, socket.local_addr().port()));
+            }
+        }
+        let worker = Worker {
+            sockets: Arc::clone(&host.sockets),
+            tun: Arc::clone(&host.tun),
+            table,
+            counters: Arc::clone(&counters[1]),
+            slow: to_slow_path,
+        }
+        .spawn(0)?;
+        let portal = Driver::new(
+            PortalConfig {
+                api_url: config.api_url.clone(),
+                token: config.token.clone(),
+                id: config.identity.id.clone(),
+                name: config.name.clone(),
+                public_key: core.public_key(),
+                max_partition_time: config.max_partition_time,
+            },
+            rand::rngs::StdRng::from_os_rng(),
+        )?;
+        let network = match Network::new() {
+            Ok(network) => Some(Arc::new(network)),
+            Err(error) => {
+                tracing::error!(%error, "No netlink: the device gets no addresses");
+                None
+            }
+        };
+        let token_seen = config.token_source.path().and_then(modified);
+        Ok(Self {
+            config,
+            around,
+            publisher,
+            host,
+            core,
+            portal,
+            counters,
+            from_workers,
+            worker: Some(worker),
+            network,
+            configured: mpsc::unbounded_channel(),
+            token_seen,
+            checked: now,
+            worker_ticked: 0,
+        })
+    }
+
+    async fn serve(&mut self, signals: &mut Signals) -> ExitStatus {
+        let mut batch = Vec::with_capacity(BURST);
+        let mut beat = interval(PUBLISH);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let deadline = self
+                .core
+                .poll_timeout()
+                .map_or_else(|| Instant::now() + PUBLISH, |(at, _)| at);
+            tokio::select! {
+                asked = signals.next() => match asked {
+                    Asked::Stop => return ExitStatus::Ok,
+                    Asked::Reload => self.reload_token(),
+                },
+                event = self.portal.next() => {
+                    if let Some(exit) = self.portal_event(event) {
+                        return exit;
+                    }
+                }
+                taken = self.from_workers.recv_many(&mut batch, BURST) => {
+                    if taken == 0 {
+                        tracing::error!("The worker ended; the gateway cannot carry traffic");
+                        return ExitStatus::Failure;
+                    }
+                    self.take(&mut batch);
+                }
+                Some(done) = self.configured.1.recv() => self.configuration_done(done),
+                () = sleep_until(deadline.into()) => {}
+                _ = beat.tick() => self.beat(),
+            }
+            let now = Instant::now();
+            if self.core.poll_timeout().is_some_and(|(at, _)| at <= now) {
+                self.core.handle_timeout(now);
+            }
+            self.carry_out();
+        }
+    }
+
+    fn take(&mut self, batch: &mut Vec<Slow>) {
+        let now = Instant::now();
+        for message in batch.drain(..) {
+            match message {
+                Slow::Datagram {
+                    local,
+                    remote,
+                    payload,
+                } => self.core.handle_datagram(now, local, remote, &payload),
+                Slow::Control { client, packet } => {
+                    self.core.handle_control(now, client, &packet);
+                }
+            }
+        }
+    }
+
+    /// The exit status when the event is final.
+    fn portal_event(&mut self, event: Event) -> Option<ExitStatus> {
+        let now = Instant::now();
+        match event {
+            Event::Connected => {
+                self.send(Egress::SetSnownetCapabilities { iceless: false });
+                self.core.connected(now);
+            }
+            Event::Disconnected { .. } => self.core.disconnected(),
+            Event::Message(message) => self.core.handle_portal(now, message),
+            Event::Blocked { .. } => {
+                self.core.disconnected();
+                self.core.revoke_all(now);
+                if self.config.exit_on_auth_failure {
+                    return Some(ExitStatus::AuthFailure);
+                }
+            }
+            Event::Unblocked => {}
+            Event::GaveUp { .. } => return Some(ExitStatus::Failure),
+        }
+        self.publish();
+        None
+    }
+
+    fn send(&mut self, message: Egress) {
+        if self.portal.send(message).is_err() {
+            tracing::debug!("a message for the portal was dropped: not joined");
+        }
+    }
+
+    /// Does what the core decided.
+    fn carry_out(&mut self) {
+        while let Some(message) = self.core.poll_egress() {
+            self.send(message);
+        }
+        while let Some(transmit) = self.core.poll_transmit() {
+            let sent = self.host.sockets.send(
+                transmit.source,
+                transmit.destination,
+                0,
+                &transmit.payload,
+                None,
+            );
+            if let Err(error) = sent {
+                tracing::debug!(%error, to = %transmit.destination, "datagram not sent");
+                self.counters[0].count(crate::access::DropReason::Send, 1);
+            }
+        }
+        while let Some(command) = self.core.poll_command() {
+            match command {
+                Command::Configure(interface) => self.configure(interface, Duration::ZERO),
+            }
+        }
+    }
+
+    fn configure(&self, wanted: Interface, delay: Duration) {
+        let Some(network) = self.network.clone() else {
+            return;
+        };
+        let link = self.host.tun.name().to_owned();
+        let done = self.configured.0.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(delay).await;
+            let result = network
+                .configure(&link, wanted.ipv4, wanted.ipv6)
+                .await
+                .map(|configured| {
+                    let mut addresses = Vec::new();
+                    for (address, outcome) in [
+                        (wanted.ipv4.to_string(), configured.v4),
+                        (wanted.ipv6.to_string(), configured.v6),
+                    ] {
+                        match outcome {
+                            Ok(()) => addresses.push(address),
+                            Err(error) => tracing::warn!(%address, %error, "Address not usable"),
+                        }
+                    }
+                    addresses
+                })
+                .map_err(|error| error.to_string());
+            // Nobody waits for it any more when the gateway is shutting down.
+            let _ = done.send(Configuration { wanted, result });
+        });
+    }
+
+    fn configuration_done(&mut self, done: Configuration) {
+        match done.result {
+            Ok(addresses) => {
+                tracing::info!(?addresses, "Device configured");
+                self.around.device.addresses = addresses;
+                self.around.device.error = None;
+            }
+            Err(error) => {
+                tracing::error!(%error, "Device not configured; trying again");
+                self.around.device.error = Some(error);
+                self.configure(done.wanted, HOST_CHECK);
+            }
+        }
+        self.publish();
+    }
+
+    /// Twice a second: status, token file, and now and then the host.
+    fn beat(&mut self) {
+        let now = Instant::now();
+        if let Some(path) = self.config.token_source.path() {
+            let seen = modified(path);
+            if seen.is_some() && seen != self.token_seen {
+                self.reload_token();
+            }
+        }
+        if now.duration_since(self.checked) >= HOST_CHECK {
+            self.checked = now;
+            self.around.host = host_setup::findings(&self.config);
+        }
+        // A worker turns its loop at least once a second; one that does not is stuck or gone.
+        let ticked = self.counters[1].ticked.load(Ordering::Relaxed);
+        if ticked != self.worker_ticked {
+            self.worker_ticked = ticked;
+            self.publisher.liveness.tick_worker();
+        }
+        self.publish();
+    }
+
+    fn reload_token(&mut self) {
+        self.token_seen = self.config.token_source.path().and_then(modified);
+        match self.config.token_source.reload() {
+            Some(Ok(token)) => {
+                tracing::info!("Token read again");
+                self.portal.token_changed(token);
+            }
+            Some(Err(error)) => tracing::warn!(%error, "Token not read again"),
+            None => self.portal.retry_now(),
+        }
+    }
+
+    fn publish(&mut self) {
+        self.around.portal = self.portal.status();
+        self.publisher
+            .publish(&self.around, Some(&self.core), &self.counters);
+    }
+
+    /// Tells everybody, within a bounded time.
+    async fn shut_down(&mut self, signals: &mut Signals) {
+        tracing::info!("Shutting down");
+        self.around.draining = true;
+        self.publish();
+        self.core.shutdown(Instant::now());
+        self.carry_out();
+        tokio::select! {
+            () = self.portal.shutdown() => {}
+            // Asked twice: at once, then.
+            _ = signals.next() => {}
+        }
+        if let Some(worker) = self.worker.take() {
+            worker.stop();
+        }
+        if let Err(error) = nft::remove() {
+            tracing::debug!(%error, "nftables rules not removed");
+        }
+        if let Some(network) = &self.network
+            && let Err(error) = network.cleanup().await
+        {
+            tracing::debug!(%error, "routes not removed");
+        }
+    }
+}
+
+fn modified(path: &std::path::Path) -> Option<SystemTime> {
+    std::fs::metadata(path).ok()?.modified().ok()
+}

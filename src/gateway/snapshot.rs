@@ -1,0 +1,66 @@
+//! The status document that the admin server and the `status` sub-command read.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use super::core::{Core, unix_seconds};
+use crate::access::DropReason;
+use crate::admin::model::{DeviceStatus, HostFinding, PortalStatus, SCHEMA, Status};
+use crate::datapath::worker::Counters;
+
+/// What does not change while the process runs.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    /// Display name.
+    pub name: String,
+    /// Identity as the portal sees it.
+    pub id: String,
+    /// When the process started.
+    pub started: SystemTime,
+}
+
+/// What is known outside the core.
+#[derive(Debug, Clone, Default)]
+pub struct Surroundings {
+    /// Whether a shutdown is under way.
+    pub draining: bool,
+    /// The portal channel.
+    pub portal: PortalStatus,
+    /// The device.
+    pub device: DeviceStatus,
+    /// What the preflight found.
+    pub host: Vec<HostFinding>,
+}
+
+/// Builds the document.
+pub fn build(
+    facts: &Facts,
+    around: &Surroundings,
+    core: Option<&Core>,
+    counters: &[Arc<Counters>],
+    now: Instant,
+    wall: SystemTime,
+) -> Status {
+    let mut dropped = BTreeMap::new();
+    for reason in DropReason::ALL {
+        let count: u64 = counters.iter().map(|c| c.dropped(reason)).sum();
+        if count > 0 {
+            dropped.insert(reason.as_str().to_owned(), count);
+        }
+    }
+    Status {
+        schema: SCHEMA,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        name: facts.name.clone(),
+        id: facts.id.clone(),
+        started_at: unix_seconds(facts.started),
+        draining: around.draining,
+        portal: around.portal.clone(),
+        relays: core.map_or_else(Vec::new, |c| c.relays(now, wall)),
+        clients: core.map_or_else(Vec::new, |c| c.client_statuses(now, wall)),
+        device: around.device.clone(),
+        host: around.host.clone(),
+        dropped,
+    }
+}

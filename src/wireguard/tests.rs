@@ -1,0 +1,247 @@
+#![allow(clippy::unwrap_used)]
+
+use std::net::Ipv4Addr;
+
+use uuid::Uuid;
+
+use super::*;
+use crate::datapath::peers::PathKind;
+
+const PSK: PresharedKey = PresharedKey([7; 32]);
+
+struct Client {
+    id: ClientId,
+    tunn: Tunn,
+    public: [u8; 32],
+}
+
+fn address(last: u8) -> SocketAddr {
+    SocketAddr::new(Ipv4Addr::new(192, 0, 2, last).into(), 1000)
+}
+
+fn path(last: u8) -> Path {
+    Path {
+        source: Some(Ipv4Addr::new(192, 0, 2, 1).into()),
+        destination: address(last),
+        channel: None,
+        kind: PathKind::Direct,
+    }
+}
+
+fn client(wireguard: &WireGuard, number: u128) -> Client {
+    let private = StaticSecret::from([number as u8 + 100; 32]);
+    let public = PublicKey::from(&private).to_bytes();
+    let tunn = Tunn::new(
+        private,
+        PublicKey::from(wireguard.public_key()),
+        Some(PSK.0),
+        None,
+        number as u32,
+        None,
+    );
+    Client {
+        id: ClientId(Uuid::from_u128(number)),
+        tunn,
+        public,
+    }
+}
+
+impl Client {
+    fn initiation(&mut self) -> Vec<u8> {
+        let mut buffer = [0; SCRATCH];
+        match self.tunn.format_handshake_initiation(&mut buffer, true) {
+            TunnResult::WriteToNetwork(message) => message.to_vec(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Takes a message and returns the answer, if any.
+    fn take(&mut self, message: &[u8]) -> Option<Vec<u8>> {
+        let mut buffer = [0; SCRATCH];
+        match self.tunn.decapsulate(None, message, &mut buffer) {
+            TunnResult::WriteToNetwork(answer) => Some(answer.to_vec()),
+            TunnResult::WriteToTunnelV4(packet, _) => Some(packet.to_vec()),
+            TunnResult::Done => None,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn new() -> (WireGuard, Arc<PeerTable>, Instant) {
+    let table = Arc::new(PeerTable::new());
+    (WireGuard::new(Arc::clone(&table)), table, Instant::now())
+}
+
+fn inner_packet() -> Vec<u8> {
+    let mut packet = vec![0; 28];
+    packet[0] = 0x45;
+    packet[3] = 28;
+    packet[9] = 17;
+    packet
+}
+
+/// Worker's part: decrypts data addressed by receiver index.
+fn decrypt(table: &PeerTable, message: &[u8]) -> Option<Vec<u8>> {
+    let peer = table.by_receiver_index(data_receiver(message)?)?;
+    let mut buffer = [0; SCRATCH];
+    match peer.tunn().decapsulate(None, message, &mut buffer) {
+        TunnResult::WriteToTunnelV4(packet, _) => Some(packet.to_vec()),
+        TunnResult::Done => Some(Vec::new()),
+        _ => None,
+    }
+}
+
+#[test]
+fn an_answer_before_nomination_waits_for_the_path() {
+    let (mut wg, table, now) = new();
+    let mut c = client(&wg, 1);
+    wg.insert(now, c.id, c.public, PSK).unwrap();
+    let initiation = c.initiation();
+    wg.handle_message(now, address(1), address(9), &initiation)
+        .unwrap();
+    assert_eq!(wg.poll_outgoing(), None, "no path, nothing leaves");
+
+    wg.set_path(c.id, Some(path(9)));
+    let answer = wg.poll_outgoing().unwrap();
+    assert_eq!(answer.route, Route::Path(path(9)));
+    let keepalive = c.take(&answer.payload).unwrap();
+    assert_eq!(decrypt(&table, &keepalive), Some(Vec::new()));
+    assert_eq!(wg.poll_event(), Some(Event::Handshake(c.id)));
+
+    // Both ways now.
+    let out = wg.encapsulate(c.id, &inner_packet()).unwrap();
+    assert_eq!(c.take(&out.payload).unwrap(), inner_packet());
+}
+
+#[test]
+fn without_a_session_nothing_is_encrypted_and_no_handshake_begins() {
+    let (mut wg, _, now) = new();
+    let c = client(&wg, 1);
+    wg.insert(now, c.id, c.public, PSK).unwrap();
+    wg.set_path(c.id, Some(path(9)));
+    assert_eq!(wg.encapsulate(c.id, &inner_packet()), None);
+    assert_eq!(wg.poll_outgoing(), None);
+}
+
+#[test]
+fn strangers_and_wrong_macs_are_told_apart() {
+    let (mut wg, _, now) = new();
+    let mut stranger = client(&wg, 1);
+    let initiation = stranger.initiation();
+    assert_eq!(
+        wg.handle_message(now, address(1), address(9), &initiation),
+        Err(Refused::UnknownPeer)
+    );
+    let mut forged = initiation;
+    forged[20] ^= 1;
+    assert_eq!(
+        wg.handle_message(now, address(1), address(9), &forged),
+        Err(Refused::Mac)
+    );
+    for len in 0..200 {
+        let _ = wg.handle_message(now, address(1), address(9), &vec![1; len]);
+    }
+    assert_eq!(
+        wg.handle_message(now, address(1), address(9), b"hello"),
+        Err(Refused::Invalid)
+    );
+}
+
+#[test]
+fn a_wrong_preshared_key_does_not_connect() {
+    let (mut wg, _, now) = new();
+    let mut c = client(&wg, 1);
+    wg.insert(now, c.id, c.public, PresharedKey([8; 32]))
+        .unwrap();
+    wg.set_path(c.id, Some(path(9)));
+    let initiation = c.initiation();
+    wg.handle_message(now, address(1), address(9), &initiation)
+        .unwrap();
+    let answer = wg.poll_outgoing().unwrap();
+    let mut buffer = [0; SCRATCH];
+    assert!(matches!(
+        c.tunn.decapsulate(None, &answer.payload, &mut buffer),
+        TunnResult::Err(_)
+    ));
+}
+
+#[test]
+fn under_load_a_cookie_is_asked_for_at_the_senders_address() {
+    let (mut wg, _, now) = new();
+    let mut c = client(&wg, 1);
+    wg.insert(now, c.id, c.public, PSK).unwrap();
+    wg.set_path(c.id, Some(path(9)));
+    let mut asked = 0;
+    for _ in 0..HANDSHAKES_PER_SECOND + 5 {
+        let initiation = c.initiation();
+        if wg.handle_message(now, address(1), address(9), &initiation) == Err(Refused::UnderLoad) {
+            asked += 1;
+        }
+    }
+    assert_eq!(asked, 5);
+    let cookie = std::iter::from_fn(|| wg.poll_outgoing())
+        .filter(|o| matches!(o.route, Route::Reply { .. }))
+        .last()
+        .unwrap();
+    assert_eq!(
+        cookie.route,
+        Route::Reply {
+            local: address(1),
+            remote: address(9)
+        }
+    );
+    // With the cookie the client gets through even now.
+    c.take(&cookie.payload);
+    let initiation = c.initiation();
+    assert_eq!(
+        wg.handle_message(now, address(1), address(9), &initiation),
+        Ok(())
+    );
+}
+
+#[test]
+fn a_replaced_session_no_longer_decrypts_what_was_meant_for_the_former() {
+    let (mut wg, table, now) = new();
+    let mut c = client(&wg, 1);
+    wg.insert(now, c.id, c.public, PSK).unwrap();
+    wg.set_path(c.id, Some(path(9)));
+    let initiation = c.initiation();
+    wg.handle_message(now, address(1), address(9), &initiation)
+        .unwrap();
+    let answer = wg.poll_outgoing().unwrap();
+    let data = c.take(&answer.payload).unwrap();
+
+    wg.insert(now, c.id, c.public, PSK).unwrap();
+    assert_eq!(decrypt(&table, &data), None);
+    assert!(
+        wg.peer(c.id).unwrap().path().is_none(),
+        "a fresh one has no path"
+    );
+}
+
+#[test]
+fn a_key_belongs_to_its_newest_owner_only() {
+    let (mut wg, _, now) = new();
+    let mut c = client(&wg, 1);
+    let other = ClientId(Uuid::from_u128(2));
+    wg.insert(now, c.id, c.public, PSK).unwrap();
+    wg.insert(now, other, c.public, PSK).unwrap();
+    assert!(wg.peer(c.id).is_none());
+    wg.set_path(other, Some(path(9)));
+    let initiation = c.initiation();
+    wg.handle_message(now, address(1), address(9), &initiation)
+        .unwrap();
+    assert_eq!(wg.poll_event(), Some(Event::Handshake(other)));
+}
+
+#[test]
+fn only_data_of_sufficient_length_counts_as_data() {
+    let mut message = vec![4, 0, 0, 0, 0x02, 0x01, 0, 0];
+    assert_eq!(data_receiver(&message), None);
+    message.resize(31, 0);
+    assert_eq!(data_receiver(&message), None);
+    message.push(0);
+    assert_eq!(data_receiver(&message), Some(0x0102));
+    message[1] = 1;
+    assert_eq!(data_receiver(&message), None, "reserved bytes must be zero");
+}

@@ -1,0 +1,274 @@
+//! The whole way in network namespaces: real binaries, real coturn, real kernel forwarding.
+//!
+//! Needs root, coturn, iproute2, nftables, curl and iperf3; run by `scripts/test`.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use firezone_lab::scenario::{
+    GATEWAY_V4, GATEWAY_V6, Lab, NETWORK_V4_ID, RESOURCE_V4, RESOURCE_V6,
+};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+fn gateway() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_firezone-gateway"))
+}
+
+/// Bytes per transfer; the full gigabyte takes minutes, so plain runs move less.
+fn transfer_size() -> String {
+    std::env::var("FIREZONE_LAB_TRANSFER").unwrap_or_else(|_| "100M".to_owned())
+}
+
+fn page(host: &str) -> String {
+    if host.contains(':') {
+        format!("http://[{host}]/")
+    } else {
+        format!("http://{host}/")
+    }
+}
+
+fn expect_path(lab: &mut Lab, wanted: impl Fn(&str) -> bool, limit: u64) -> Result<()> {
+    let end = Instant::now() + Duration::from_secs(limit);
+    loop {
+        let path = lab.path();
+        if let Ok(path) = &path
+            && wanted(path)
+        {
+            return Ok(());
+        }
+        ensure!(Instant::now() < end, "path is {path:?}\n{}", lab.net.logs());
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+fn iperf(lab: &Lab, host: &str, reverse: bool) -> Result<()> {
+    let reverse = if reverse { " -R" } else { "" };
+    let size = transfer_size();
+    let report = lab
+        .net
+        .output("client", &format!("iperf3 -J -c {host} -n {size}{reverse}"))?;
+    let report: Value = serde_json::from_str(&report)?;
+    ensure!(report["error"].is_null(), "{}", report["error"]);
+    let received = report["end"]["sum_received"]["bytes"].as_u64();
+    let rate = report["end"]["sum_received"]["bits_per_second"].as_f64();
+    println!(
+        "{host}{reverse}: {} MB at {:.0} Mbit/s",
+        received.unwrap_or(0) / 1_000_000,
+        rate.unwrap_or(0.0) / 1e6
+    );
+    ensure!(received.is_some_and(|b| b > 0), "nothing arrived: {report}");
+    Ok(())
+}
+
+fn iperf_all(lab: &mut Lab) -> Result<()> {
+    lab.net.start(
+        "iperf3-server",
+        "resource",
+        Path::new("iperf3"),
+        &["-s"],
+        &[],
+    )?;
+    std::thread::sleep(Duration::from_millis(500));
+    for host in [RESOURCE_V4, RESOURCE_V6] {
+        for reverse in [false, true] {
+            iperf(lab, host, reverse)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root, coturn and network namespaces"]
+fn a_page_comes_through_the_tunnel_direct_and_masqueraded() -> Result<()> {
+    let mut lab = Lab::start_all("direct", gateway())?;
+    let body = lab
+        .fetch(&page(RESOURCE_V4))
+        .with_context(|| lab.net.logs())?;
+    ensure!(body.contains(GATEWAY_V4), "masqueraded? {body}");
+    let body = lab.fetch(&page(RESOURCE_V6))?;
+    ensure!(body.contains(GATEWAY_V6), "masqueraded? {body}");
+    expect_path(&mut lab, |p| p == "direct", 10)?;
+
+    let status = lab.status()?;
+    let client = &status["clients"][0];
+    ensure!(client["rx_bytes"].as_u64() > Some(0), "{client}");
+    ensure!(client["last_handshake_at"].is_number(), "{client}");
+    ensure!(status["portal"]["state"] == "joined", "{status}");
+    ensure!(status["relays"][0]["state"] == "allocated", "{status}");
+    iperf_all(&mut lab)
+}
+
+#[test]
+#[ignore = "needs root, coturn and network namespaces"]
+fn with_the_direct_path_blocked_everything_goes_through_the_relay() -> Result<()> {
+    let mut lab = Lab::new("relayed", gateway())?;
+    lab.block_direct()?;
+    lab.start_surroundings()?;
+    lab.start_gateway(&[])?;
+    lab.wait_ready()?;
+    lab.start_client(&[])?;
+    let body = lab
+        .fetch(&page(RESOURCE_V4))
+        .with_context(|| lab.net.logs())?;
+    ensure!(body.contains(GATEWAY_V4), "{body}");
+    expect_path(&mut lab, |p| p.starts_with("relay"), 5)?;
+    iperf_all(&mut lab)?;
+
+    lab.unblock_direct()?;
+    expect_path(&mut lab, |p| p == "direct", 30)?;
+    lab.fetch(&page(RESOURCE_V6))?;
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root, coturn and network namespaces"]
+fn a_client_moves_to_the_relay_when_the_direct_path_dies_and_back() -> Result<()> {
+    let mut lab = Lab::start_all("failover", gateway())?;
+    lab.fetch(&page(RESOURCE_V4))
+        .with_context(|| lab.net.logs())?;
+    expect_path(&mut lab, |p| p == "direct", 10)?;
+    lab.block_direct()?;
+    lab.net
+        .eventually("a page over the relay", Duration::from_secs(60), |net| {
+            net.sh(
+                "client",
+                &format!("curl -sf --max-time 5 http://{RESOURCE_V4}/ >/dev/null"),
+            )
+        })?;
+    expect_path(&mut lab, |p| p.starts_with("relay"), 10)?;
+    lab.unblock_direct()?;
+    expect_path(&mut lab, |p| p == "direct", 60)
+}
+
+#[test]
+#[ignore = "needs root, coturn and network namespaces"]
+fn traffic_flows_on_while_the_portal_restarts_and_the_attempts_are_traced() -> Result<()> {
+    let mut lab = Lab::start_all("portal-restart", gateway())?;
+    lab.fetch(&page(RESOURCE_V4))
+        .with_context(|| lab.net.logs())?;
+    let mut download = lab
+        .net
+        .command(
+            "client",
+            "curl",
+            &[
+                "-sS",
+                "-f",
+                "--limit-rate",
+                "4M",
+                "-o",
+                "/dev/null",
+                "-w",
+                "%{size_download}",
+                &format!("http://{RESOURCE_V4}/bytes/40000000"),
+            ],
+        )
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()?;
+    std::thread::sleep(Duration::from_secs(1));
+    lab.net.kill("lab-portal")?;
+    std::thread::sleep(Duration::from_secs(2));
+    ensure!(
+        download.try_wait()?.is_none(),
+        "the download must still run"
+    );
+    let away = lab.status()?;
+    ensure!(away["portal"]["state"] != "joined", "{}", away["portal"]);
+    ensure!(away["portal"]["backoff"].is_object(), "{}", away["portal"]);
+    lab.start_portal()?;
+    lab.net
+        .eventually("the gateway rejoins", Duration::from_secs(30), |net| {
+            net.sh("gateway", "curl -sf http://127.0.0.1:8080/readyz")
+        })?;
+    let output = download.wait_with_output()?;
+    ensure!(
+        output.status.success() && output.stdout == b"40000000",
+        "download broken: {output:?}"
+    );
+    // Still the same session afterwards: the grants were listed again.
+    lab.fetch(&page(RESOURCE_V4))?;
+
+    let end = Instant::now() + Duration::from_secs(10);
+    loop {
+        let spans = lab.spans("portal.connect")?;
+        let failed = spans
+            .iter()
+            .filter(|s| s["attributes"]["error.type"].is_string())
+            .count();
+        let joined = spans.len() - failed;
+        if failed >= 1 && joined >= 2 && !lab.spans("portal.outage")?.is_empty() {
+            return Ok(());
+        }
+        ensure!(Instant::now() < end, "spans: {spans:?}\n{}", lab.net.logs());
+        std::thread::sleep(Duration::from_millis(300));
+    }
+}
+
+#[test]
+#[ignore = "needs root, coturn and network namespaces"]
+fn sigterm_says_goodbye_and_ends_within_three_seconds() -> Result<()> {
+    let mut lab = Lab::start_all("sigterm", gateway())?;
+    lab.fetch(&page(RESOURCE_V4))
+        .with_context(|| lab.net.logs())?;
+    let begun = Instant::now();
+    lab.net.signal("gateway", Signal::TERM)?;
+    let status = lab.net.wait("gateway", Duration::from_secs(5))?;
+    let took = begun.elapsed();
+    ensure!(status.success(), "{status}\n{}", lab.net.log("gateway"));
+    ensure!(took < Duration::from_secs(3), "took {took:?}");
+    lab.net
+        .eventually("the client is told", Duration::from_secs(3), |net| {
+            net.sh(
+                "client",
+                "curl -sf http://127.0.0.1:8083/status | grep -q '\"goodbyes_received\": *[1-9]\\|\"goodbyes\": *[1-9]'",
+            )
+        })?;
+    let events = lab.portal("/events")?.to_string();
+    ensure!(events.contains("1000"), "close code 1000: {events}");
+    let left = lab.net.output(
+        "gateway",
+        "nft list ruleset; ip rule | grep -i fd002021 || true; ip -6 rule | grep -i fd002021 || true",
+    )?;
+    ensure!(left.trim().is_empty(), "left behind: {left}");
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root, coturn and network namespaces"]
+fn filters_and_revocation_are_enforced() -> Result<()> {
+    let mut lab = Lab::start_all("access", gateway())?;
+    lab.fetch("http://10.98.0.2/")
+        .with_context(|| lab.net.logs())?;
+    // A filtered port is refused with an ICMP error, so the client learns at once.
+    let begun = Instant::now();
+    let refused = lab
+        .net
+        .try_output("client", "curl -sS --max-time 10 http://10.98.0.2:81/")?;
+    ensure!(!refused.status.success());
+    ensure!(
+        begun.elapsed() < Duration::from_secs(5),
+        "refused only after {:?}",
+        begun.elapsed()
+    );
+    let status = lab.status()?;
+    ensure!(
+        status["dropped"].as_object().is_some_and(|d| !d.is_empty()),
+        "{status}"
+    );
+
+    lab.fetch(&page(RESOURCE_V4))?;
+    let client = status["clients"][0]["id"].clone();
+    lab.portal_post(
+        "/reject",
+        &json!({"client": client, "resource": NETWORK_V4_ID}),
+    )?;
+    lab.net
+        .eventually("the grant is gone", Duration::from_secs(5), |net| {
+            let status = net.output("gateway", "curl -sf http://127.0.0.1:8080/status")?;
+            ensure!(!status.contains(NETWORK_V4_ID), "{status}");
+            Ok(())
+        })
+}

@@ -1,0 +1,414 @@
+//! The lab in network namespaces: portal, trace collector and relay on "the internet", a client
+//! and a gateway each behind a NAT router, a resource behind the gateway that knows no way back to
+//! the tunnel's addresses.
+//!
+//! ```text
+//!   client ── router-c ──┐                        ┌── router-g ── gateway ── resource
+//!  192.168.10.2      203.0.113.10            203.0.113.20    192.168.20.2   10.99.0.2
+//!                        └──── internet (portal, relay, collector) ────┘
+//!                                     203.0.113.1
+//! ```
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+
+use crate::netns::Net;
+
+/// Address of portal, relay and collector.
+pub const INTERNET: &str = "203.0.113.1";
+/// The resource, IPv4.
+pub const RESOURCE_V4: &str = "10.99.0.2";
+/// The resource, IPv6.
+pub const RESOURCE_V6: &str = "fd99::2";
+/// The gateway's address towards the resource; what the resource sees when masquerading works.
+pub const GATEWAY_V4: &str = "10.99.0.1";
+/// Likewise for IPv6.
+pub const GATEWAY_V6: &str = "fd99::1";
+/// Token of the lab's gateway.
+pub const GATEWAY_TOKEN: &str = ".lab-gateway-token-000000";
+/// Resource id of the IPv4 network.
+pub const NETWORK_V4_ID: &str = "5b5b5b5b-0000-4000-8000-000000000001";
+/// Resource id of the IPv6 network.
+pub const NETWORK_V6_ID: &str = "5b5b5b5b-0000-4000-8000-000000000002";
+
+const CLIENT_TOKEN: &str = "lab-client-token";
+const RELAY_SECRET: &str = "lab-relay-secret";
+
+const POLICY: &str = r#"
+account_slug: lab
+authorization_ttl: 28800
+sites:
+  - {id: 5a5a5a5a-0000-4000-8000-000000000001, name: Lab}
+gateway_tokens:
+  - {token: ".lab-gateway-token-000000", site: Lab}
+client_tokens:
+  - token: "lab-client-token"
+    actor: {id: 5c5c5c5c-0000-4000-8000-000000000001, name: Ada, email: ada@example.net}
+resources:
+  - {id: 5b5b5b5b-0000-4000-8000-000000000001, type: cidr, name: Network, address: 10.99.0.0/24}
+  - {id: 5b5b5b5b-0000-4000-8000-000000000002, type: cidr, name: Network v6, address: "fd99::/64"}
+  - id: 5b5b5b5b-0000-4000-8000-000000000003
+    type: cidr
+    name: Filtered
+    address: 10.98.0.2/32
+    filters: [{protocol: tcp, ports: [80]}]
+relays:
+  - {id: 5d5d5d5d-0000-4000-8000-000000000001, v4: "203.0.113.1:3478", secret: lab-relay-secret, realm: firezone}
+dns: {}
+"#;
+
+/// Masquerading that keeps ports where it can, as home routers do.
+const NAT: &str = r#"
+table inet lab {
+  chain postrouting { type nat hook postrouting priority srcnat; oifname "wan" masquerade; }
+  chain forward { type filter hook forward priority filter; policy accept; }
+}
+"#;
+
+/// A running lab.
+pub struct Lab {
+    /// The namespaces.
+    pub net: Net,
+    gateway: PathBuf,
+    bins: PathBuf,
+}
+
+impl Lab {
+    /// Builds the namespaces. `gateway` is the binary under test; the lab's own binaries lie
+    /// beside it, or in `FIREZONE_LAB_BIN_DIR`.
+    ///
+    /// # Errors
+    /// When a namespace or link cannot be made, or a binary is missing.
+    pub fn new(name: &str, gateway: &Path) -> Result<Self> {
+        let bins = match std::env::var_os("FIREZONE_LAB_BIN_DIR") {
+            Some(dir) => PathBuf::from(dir),
+            None => gateway.parent().context("no directory")?.to_owned(),
+        };
+        let gateway = match std::env::var_os("FIREZONE_LAB_BIN_DIR") {
+            Some(dir) => PathBuf::from(dir).join("firezone-gateway"),
+            None => gateway.to_owned(),
+        };
+        for bin in ["lab-portal", "lab-client", "lab-web", "lab-collector"] {
+            ensure!(
+                bins.join(bin).exists(),
+                "{} is missing; build it: cargo build --workspace --bins",
+                bins.join(bin).display()
+            );
+        }
+        let mut net = Net::new(name)?;
+        net.host("internet")?;
+        net.sh(
+            "internet",
+            "ip link add br0 type bridge && ip addr add 203.0.113.1/24 dev br0 && ip link set br0 up",
+        )?;
+        for (router, host, public, lan) in [
+            ("router-c", "client", "203.0.113.10", "192.168.10"),
+            ("router-g", "gateway", "203.0.113.20", "192.168.20"),
+        ] {
+            net.router(router)?;
+            net.host(host)?;
+            let port = format!("p-{router}");
+            let public = format!("{public}/24");
+            net.link(("internet", &port, &[]), (router, "wan", &[&public]))?;
+            net.sh("internet", &format!("ip link set {port} master br0"))?;
+            let (inside, own) = (format!("{lan}.1/24"), format!("{lan}.2/24"));
+            net.link((router, "lan", &[&inside]), (host, "eth0", &[&own]))?;
+            net.sh(host, &format!("ip route add default via {lan}.1"))?;
+            net.nft(router, NAT)?;
+        }
+        net.sh(
+            "gateway",
+            "echo 1 > /proc/sys/net/ipv4/ip_forward; \
+             echo 1 > /proc/sys/net/ipv4/conf/all/src_valid_mark; \
+             echo 1 > /proc/sys/net/ipv6/conf/all/forwarding",
+        )?;
+        net.host("resource")?;
+        net.link(
+            ("gateway", "eth1", &["10.99.0.1/24", "fd99::1/64"]),
+            ("resource", "eth0", &["10.99.0.2/24", "fd99::2/64"]),
+        )?;
+        net.sh("gateway", "ip route add 10.98.0.2/32 via 10.99.0.2")?;
+        net.sh("resource", "ip addr add 10.98.0.2/32 dev lo")?;
+        std::fs::write(net.dir().join("policy.yaml"), POLICY)?;
+        Ok(Self { net, gateway, bins })
+    }
+
+    fn lab(&mut self, name: &str, host: &str, args: &[&str], env: &[(&str, &str)]) -> Result<()> {
+        let program = self.bins.join(name);
+        self.net.start(name, host, &program, args, env)
+    }
+
+    /// Starts the portal; what it hands out survives a restart.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn start_portal(&mut self) -> Result<()> {
+        let dir = self.net.dir().to_owned();
+        let (policy, state) = (dir.join("policy.yaml"), dir.join("portal-state.json"));
+        self.lab(
+            "lab-portal",
+            "internet",
+            &[
+                "--listen",
+                "0.0.0.0:8081",
+                "--control",
+                "127.0.0.1:8082",
+                "--policy",
+                &policy.to_string_lossy(),
+                "--state",
+                &state.to_string_lossy(),
+            ],
+            &[],
+        )?;
+        self.net
+            .eventually("the portal answers", Duration::from_secs(20), |net| {
+                net.sh(
+                    "internet",
+                    "curl -sf http://127.0.0.1:8082/state >/dev/null",
+                )
+            })
+    }
+
+    /// Starts Debian's coturn as relay.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_relay(&mut self) -> Result<()> {
+        let dir = self.net.dir().to_owned();
+        let (pid, db) = (dir.join("turn.pid"), dir.join("turn.sqlite"));
+        let secret = format!("--static-auth-secret={RELAY_SECRET}");
+        let (pid, db) = (
+            format!("--pidfile={}", pid.display()),
+            format!("--userdb={}", db.display()),
+        );
+        self.net.start(
+            "coturn",
+            "internet",
+            Path::new("turnserver"),
+            &[
+                "-n",
+                "--listening-ip=203.0.113.1",
+                "--relay-ip=203.0.113.1",
+                "--listening-port=3478",
+                "--use-auth-secret",
+                &secret,
+                "--realm=firezone",
+                "--no-tls",
+                "--no-dtls",
+                "--no-cli",
+                "--log-file=stdout",
+                "--simple-log",
+                &pid,
+                &db,
+            ],
+            &[],
+        )
+    }
+
+    /// Starts portal, relay, collector and resource.
+    ///
+    /// # Errors
+    /// When one does not come up.
+    pub fn start_surroundings(&mut self) -> Result<()> {
+        self.start_relay()?;
+        self.start_portal()?;
+        self.lab(
+            "lab-collector",
+            "internet",
+            &["--listen", "0.0.0.0:4318"],
+            &[],
+        )?;
+        self.lab("lab-web", "resource", &[], &[])
+    }
+
+    /// Starts the gateway with the lab's settings and `env` on top.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_gateway(&mut self, env: &[(&str, &str)]) -> Result<()> {
+        let state = self.net.dir().join("gateway-state");
+        std::fs::create_dir_all(&state)?;
+        let state = state.to_string_lossy().into_owned();
+        let mut all = vec![
+            ("FIREZONE_TOKEN", GATEWAY_TOKEN),
+            ("FIREZONE_ID", "lab-gateway"),
+            ("FIREZONE_NAME", "lab gateway"),
+            ("FIREZONE_API_URL", "ws://203.0.113.1:8081"),
+            ("FIREZONE_STATE_DIR", &state),
+            ("HEALTH_CHECK_ADDR", "127.0.0.1:8080"),
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://203.0.113.1:4318"),
+            ("OTEL_BSP_SCHEDULE_DELAY", "500"),
+            ("RUST_LOG", "info,firezone_gateway=debug"),
+        ];
+        all.retain(|(name, _)| !env.iter().any(|(n, _)| n == name));
+        all.extend(env);
+        let gateway = self.gateway.clone();
+        self.net.start("gateway", "gateway", &gateway, &[], &all)
+    }
+
+    /// Waits until the gateway is ready.
+    ///
+    /// # Errors
+    /// When it is not within 20 s.
+    pub fn wait_ready(&mut self) -> Result<()> {
+        self.net
+            .eventually("the gateway is ready", Duration::from_secs(20), |net| {
+                net.sh("gateway", "curl -sf 'http://127.0.0.1:8080/readyz?verbose'")
+            })
+    }
+
+    /// Starts a client.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn start_client(&mut self, args: &[&str]) -> Result<()> {
+        let mut all = vec![
+            "--portal-url",
+            "ws://203.0.113.1:8081",
+            "--id",
+            "lab-client",
+            "--name",
+            "lab client",
+            "--control",
+            "127.0.0.1:8083",
+        ];
+        all.extend(args);
+        self.lab(
+            "lab-client",
+            "client",
+            &all,
+            &[("FIREZONE_TOKEN", CLIENT_TOKEN)],
+        )?;
+        self.net.eventually(
+            "the client has its addresses",
+            Duration::from_secs(20),
+            |net| net.sh("client", "ip route get 10.99.0.2 | grep -q tun-client"),
+        )
+    }
+
+    /// Everything up, client included.
+    ///
+    /// # Errors
+    /// When anything does not come up.
+    pub fn start_all(name: &str, gateway: &Path) -> Result<Self> {
+        let mut lab = Self::new(name, gateway)?;
+        lab.start_surroundings()?;
+        lab.start_gateway(&[])?;
+        lab.wait_ready()?;
+        lab.start_client(&[])?;
+        Ok(lab)
+    }
+
+    /// Drops everything between the two routers' public addresses; the relay stays reachable.
+    ///
+    /// # Errors
+    /// When `nft` fails.
+    pub fn block_direct(&self) -> Result<()> {
+        self.net.sh(
+            "router-g",
+            "nft add rule inet lab forward ip saddr 203.0.113.10 drop && \
+             nft add rule inet lab forward ip daddr 203.0.113.10 drop",
+        )
+    }
+
+    /// Undoes [`Self::block_direct`].
+    ///
+    /// # Errors
+    /// When `nft` fails.
+    pub fn unblock_direct(&self) -> Result<()> {
+        self.net.sh("router-g", "nft flush chain inet lab forward")
+    }
+
+    /// Fetches a URL from the client's host.
+    ///
+    /// # Errors
+    /// When `curl` fails.
+    pub fn fetch(&self, url: &str) -> Result<String> {
+        self.net
+            .output("client", &format!("curl -sS -f --max-time 20 -g '{url}'"))
+    }
+
+    /// The gateway's status document.
+    ///
+    /// # Errors
+    /// When it cannot be had.
+    pub fn status(&self) -> Result<Value> {
+        json(
+            &self
+                .net
+                .output("gateway", "curl -sS -f http://127.0.0.1:8080/status")?,
+        )
+    }
+
+    /// The client's status document.
+    ///
+    /// # Errors
+    /// When it cannot be had.
+    pub fn client_status(&self) -> Result<Value> {
+        json(
+            &self
+                .net
+                .output("client", "curl -sS -f http://127.0.0.1:8083/status")?,
+        )
+    }
+
+    /// What the portal's control API says.
+    ///
+    /// # Errors
+    /// When it cannot be had.
+    pub fn portal(&self, path: &str) -> Result<Value> {
+        json(&self.net.output(
+            "internet",
+            &format!("curl -sS -f 'http://127.0.0.1:8082{path}'"),
+        )?)
+    }
+
+    /// Posts to the portal's control API.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub fn portal_post(&self, path: &str, body: &Value) -> Result<()> {
+        self.net.sh(
+            "internet",
+            &format!(
+                "curl -sS -f -X POST -H 'content-type: application/json' -d '{body}' \
+                 'http://127.0.0.1:8082{path}'"
+            ),
+        )
+    }
+
+    /// Spans of one name that the collector has.
+    ///
+    /// # Errors
+    /// When it cannot be asked.
+    pub fn spans(&self, name: &str) -> Result<Vec<Value>> {
+        let spans = json(&self.net.output(
+            "internet",
+            &format!("curl -sS -f 'http://127.0.0.1:4318/spans?name={name}'"),
+        )?)?;
+        Ok(spans
+            .as_array()
+            .or_else(|| spans.get("spans").and_then(Value::as_array))
+            .cloned()
+            .unwrap_or_default())
+    }
+
+    /// The path of the gateway's only client.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn path(&self) -> Result<String> {
+        let status = self.status()?;
+        status["clients"][0]["path"]
+            .as_str()
+            .map(str::to_owned)
+            .with_context(|| format!("no path: {}", status["clients"]))
+    }
+}
+
+fn json(text: &str) -> Result<Value> {
+    serde_json::from_str(text).with_context(|| format!("not JSON: {text}"))
+}
