@@ -1,1 +1,148 @@
-//! (module)
+//! Settings: flags, environment and secret files become one typed [`Config`]
+//! (portal-channel spec §5.1–5.3). All mistakes are reported at once.
+
+pub mod cli;
+mod env;
+mod exit;
+mod identity;
+mod load;
+mod mistake;
+mod report;
+mod token;
+
+#[cfg(test)]
+mod tests;
+
+use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
+
+use secrecy::SecretString;
+use url::Url;
+
+pub use self::{
+    cli::{Cli, Command, Probe, Settings},
+    env::{Env, FixedEnv, NotUnicode, ProcessEnv},
+    exit::ExitStatus,
+    identity::{Identity, IdentitySource},
+    load::{Examination, Host, SettingShown, admin_address, examine},
+    mistake::{Mistake, Notice},
+    report::{print_examination, print_mistakes},
+    token::{TokenError, TokenSource},
+};
+use crate::telemetry;
+
+/// Address of the hosted portal.
+pub const DEFAULT_API_URL: &str = "wss://api.firezone.dev";
+/// Where the admin server listens unless told otherwise.
+pub const DEFAULT_HEALTH_CHECK_ADDR: &str = "0.0.0.0:8080";
+/// Where the identity is kept unless told otherwise.
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/firezone";
+/// Name of the tunnel interface unless told otherwise.
+pub const DEFAULT_TUN_NAME: &str = "tun-firezone";
+/// Preferred local UDP port (data-path spec, sockets).
+pub const DEFAULT_UDP_PORT: u16 = 52625;
+/// Send buffer to ask for, in bytes (data-path spec, sockets).
+pub const DEFAULT_UDP_SEND_BUFFER: usize = 2 * 1024 * 1024;
+/// Receive buffer to ask for, in bytes (data-path spec, sockets).
+pub const DEFAULT_UDP_RECV_BUFFER: usize = 16 * 1024 * 1024;
+
+/// Everything that is decided before the gateway starts.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Base URL of the portal, as given but without query, fragment and user: `ws`, `wss`, `http`
+    /// or `https`.
+    pub api_url: Url,
+    /// The token, without any white space.
+    pub token: SecretString,
+    /// Where the token came from; lets it be read again.
+    pub token_source: TokenSource,
+    /// Lasting identity.
+    pub identity: Identity,
+    /// Display name.
+    pub name: String,
+    /// Budget of one portal outage; `None` is no limit.
+    pub max_partition_time: Option<Duration>,
+    /// End the process with [`ExitStatus::AuthFailure`] when the token is refused.
+    pub exit_on_auth_failure: bool,
+    /// Where the admin server listens; `None` when it is off.
+    pub health_check_addr: Option<SocketAddr>,
+    /// Directory for what outlives the process.
+    pub state_dir: PathBuf,
+    /// Name of the TUN interface.
+    pub tun_name: String,
+    /// Preferred UDP port; 0 lets the kernel choose.
+    pub udp_port: u16,
+    /// Try to raise `net.core.rmem_max` and `wmem_max`.
+    pub raise_buffer_limits: bool,
+    /// Send buffer to ask for, in bytes.
+    pub udp_send_buffer: usize,
+    /// Receive buffer to ask for, in bytes.
+    pub udp_recv_buffer: usize,
+    /// End the process with [`ExitStatus::HostLacks`] when the host lacks something.
+    pub strict: bool,
+    /// Check permissions and host settings at start.
+    pub check_host: bool,
+    /// Logging and tracing.
+    pub telemetry: telemetry::Options,
+    /// Things to tell the operator once logging works.
+    pub notices: Vec<Notice>,
+}
+
+impl Config {
+    /// Reads and checks all settings. Nothing on disk changes; see
+    /// [`keep_identity`](Self::keep_identity).
+    ///
+    /// # Errors
+    /// Every mistake that was found, not only the first.
+    pub fn load(settings: &Settings, env: &dyn Env, host: &Host) -> Result<Self, Vec<Mistake>> {
+        let examination = examine(settings, env, host);
+        examination.config.ok_or(examination.mistakes)
+    }
+
+    /// Stores an identity that was made up, so that the next start finds it. If that fails, the
+    /// gateway still works until then, so it is a notice.
+    pub fn keep_identity(&mut self) {
+        if self.identity.source != IdentitySource::Random {
+            return;
+        }
+        let path = identity::file(&self.state_dir);
+        let message = match identity::store(&self.identity.id, &self.state_dir) {
+            Ok(()) => {
+                self.identity.source = IdentitySource::File(path.clone());
+                format!(
+                    "a new identity was made up and stored in {}",
+                    path.display()
+                )
+            }
+            Err(error) => format!(
+                "a new identity was made up, but cannot be stored in {} ({error}): the next start \
+                 will be a different gateway to the portal. Set FIREZONE_ID, or mount a writable \
+                 volume at {}",
+                path.display(),
+                self.state_dir.display(),
+            ),
+        };
+        self.notices.push(Notice {
+            setting: "FIREZONE_ID".to_owned(),
+            message,
+        });
+    }
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Human,
+    /// One JSON object per line.
+    Json,
+}
+
+impl fmt::Display for LogFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Human => "human",
+            Self::Json => "json",
+        })
+    }
+}

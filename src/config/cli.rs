@@ -1,0 +1,310 @@
+//! The command line. Every value is taken as text here and judged in one place, [`super::load`],
+//! together with the environment, so that all mistakes come out at once.
+//!
+//! The environment is not read by `clap`: its help would have to be kept from showing the token,
+//! and a wrong variable would end the program before the next one is looked at. `[env: …]` in the
+//! help texts is checked against the loader by a test.
+
+use std::{convert::Infallible, fmt, str::FromStr};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+const PORTAL: &str = "Portal";
+const IDENTITY: &str = "Identity";
+const ADMIN: &str = "Admin server";
+const LOGGING: &str = "Logging and tracing";
+const DEVICE: &str = "Device and sockets";
+const BEHAVIOUR: &str = "Behaviour";
+
+const AFTER_HELP: &str = "\
+Settings are taken from the command line, then from the environment; an empty variable counts as \
+unset. `check-config` shows what is in force and where it came from.
+
+Tracing follows the OpenTelemetry environment variables. Spans are exported (OTLP, http/protobuf) \
+only if OTEL_EXPORTER_OTLP_ENDPOINT or OTEL_EXPORTER_OTLP_TRACES_ENDPOINT is set; \
+OTEL_SDK_DISABLED=true or OTEL_TRACES_EXPORTER=none turns it off.
+
+Exit status: 0 ended on request or check passed; 1 failed while running or check not passed; \
+2 wrong usage or configuration; 77 token refused (with --exit-on-auth-failure); \
+78 the host lacks something (with --strict).";
+
+/// Zero-trust WireGuard gateway that interoperates with Firezone.
+#[derive(Debug, Clone, Parser)]
+#[command(
+    name = "firezone-gateway",
+    version,
+    about,
+    after_help = AFTER_HELP,
+    subcommand_negates_reqs = true
+)]
+pub struct Cli {
+    /// What to do instead of running the gateway.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// Settings given on the command line.
+    #[command(flatten)]
+    pub settings: Settings,
+}
+
+/// Sub-commands.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Command {
+    /// Run the gateway; the same as no sub-command at all.
+    Run {
+        /// Settings after the sub-command's name.
+        #[command(flatten)]
+        settings: Box<Settings>,
+    },
+    /// Ask a running gateway whether it is healthy; exit status 0 or 1.
+    ///
+    /// Without --check it asks for `live` and `started`, which never depend on the portal or on a
+    /// relay: a container must not be restarted while it carries traffic.
+    Healthcheck(HealthcheckArgs),
+    /// Show what a running gateway is doing: portal, relays, clients, device.
+    Status(StatusArgs),
+    /// Show the settings in force and every mistake in them, without starting anything.
+    CheckConfig {
+        /// Settings after the sub-command's name.
+        #[command(flatten)]
+        settings: Box<Settings>,
+    },
+}
+
+/// Arguments of `healthcheck`.
+#[derive(Debug, Clone, Args)]
+pub struct HealthcheckArgs {
+    /// Which question to ask; may be given more than once. Default: live and started.
+    #[arg(long, value_name = "CHECK", value_enum)]
+    pub check: Vec<Probe>,
+    /// Address of the admin server. Default: what HEALTH_CHECK_ADDR says.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub addr: Option<String>,
+}
+
+/// Arguments of `status`.
+#[derive(Debug, Clone, Args)]
+pub struct StatusArgs {
+    /// Print the document as it came, for programs.
+    #[arg(long)]
+    pub json: bool,
+    /// Address of the admin server. Default: what HEALTH_CHECK_ADDR says.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub addr: Option<String>,
+}
+
+/// The three questions of health (DESIGN: live, started, ready).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Probe {
+    /// The loops of the process turn.
+    Live,
+    /// The device is up, the host can forward, the portal has sent its first configuration.
+    Started,
+    /// Joined to the portal, device healthy, a relay usable (or none offered), not shutting down.
+    Ready,
+}
+
+impl Probe {
+    /// Path of the probe on the admin server.
+    pub const fn path(self) -> &'static str {
+        match self {
+            Self::Live => "/livez",
+            Self::Started => "/startupz",
+            Self::Ready => "/readyz",
+        }
+    }
+
+    /// Name of the probe as on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Live => "live",
+            Self::Started => "started",
+            Self::Ready => "ready",
+        }
+    }
+}
+
+/// A value that must not be shown, as a command-line argument.
+#[derive(Clone)]
+pub struct SecretArg(String);
+
+impl SecretArg {
+    /// The value itself.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for SecretArg {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[REDACTED]")
+    }
+}
+
+impl FromStr for SecretArg {
+    type Err = Infallible;
+
+    fn from_str(value: &str) -> Result<Self, Self::Err> {
+        Ok(Self(value.to_owned()))
+    }
+}
+
+/// Settings as text. `None` is "not on the command line".
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = PORTAL)]
+pub struct Settings {
+    /// Token of the gateway, or the path of a file that holds it. Anything on a command line can be
+    /// read by every user of the machine: prefer FIREZONE_TOKEN_FILE.
+    /// [env: FIREZONE_TOKEN]
+    #[arg(value_name = "TOKEN", help_heading = PORTAL)]
+    pub token: Option<SecretArg>,
+
+    /// File that holds the token, such as /run/secrets/firezone_token. With systemd, the credential
+    /// FIREZONE_TOKEN (LoadCredential=) is found by itself.
+    /// [env: FIREZONE_TOKEN_FILE]
+    #[arg(long, value_name = "PATH", help_heading = PORTAL)]
+    pub token_file: Option<String>,
+
+    /// Address of the portal: wss:// (or ws:// for tests), without a path unless a proxy needs one.
+    /// [env: FIREZONE_API_URL] [default: wss://api.firezone.dev]
+    #[arg(short = 'u', long, value_name = "URL", help_heading = PORTAL)]
+    pub api_url: Option<String>,
+
+    /// How long to keep trying when the portal cannot be reached, counted from the first failure of
+    /// an outage; then the process ends with status 1. For example 15m, 24h, 30d.
+    /// [env: FIREZONE_MAX_PARTITION_TIME] [default: none, try for ever]
+    #[arg(short = 'm', long, value_name = "DURATION", help_heading = PORTAL)]
+    pub max_partition_time: Option<String>,
+
+    /// End with status 77 when the portal refuses the token. Otherwise the gateway stays up without
+    /// access for anyone, says so, and looks again now and then and when the token file changes.
+    /// [env: FIREZONE_EXIT_ON_AUTH_FAILURE] [default: false]
+    #[arg(long, value_name = "BOOL", help_heading = PORTAL,
+        num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub exit_on_auth_failure: Option<String>,
+
+    /// Lasting identity of this gateway at the portal. Needed when several replicas share one state
+    /// directory or none. Default: the one stored in the state directory, else derived from
+    /// /etc/machine-id, else made up and stored.
+    /// [env: FIREZONE_ID]
+    #[arg(short = 'i', long, value_name = "ID", help_heading = IDENTITY)]
+    pub firezone_id: Option<String>,
+
+    /// Name to show in the portal. Default: the host's name.
+    /// [env: FIREZONE_NAME]
+    #[arg(short = 'n', long, value_name = "NAME", help_heading = IDENTITY)]
+    pub firezone_name: Option<String>,
+
+    /// Directory for what must outlive the container (the identity). Mount a volume here.
+    /// [env: FIREZONE_STATE_DIR] [default: /var/lib/firezone]
+    #[arg(long, value_name = "PATH", help_heading = IDENTITY)]
+    pub state_dir: Option<String>,
+
+    /// Where the admin server listens (/livez, /startupz, /readyz, /status); `off` for nowhere.
+    /// [env: HEALTH_CHECK_ADDR] [default: 0.0.0.0:8080]
+    #[arg(long, value_name = "IP:PORT", help_heading = ADMIN)]
+    pub health_check_addr: Option<String>,
+
+    /// How log lines look: `human` or `json`.
+    /// [env: FIREZONE_LOG_FORMAT] [default: human]
+    #[arg(long, value_name = "FORMAT", help_heading = LOGGING)]
+    pub log_format: Option<String>,
+
+    /// Which log lines to write: a level (error, warn, info, debug, trace), or directives such as
+    /// info,firezone_gateway::portal=debug. Does not affect exported spans.
+    /// [env: RUST_LOG] [default: info]
+    #[arg(long, value_name = "FILTER", help_heading = LOGGING)]
+    pub log_filter: Option<String>,
+
+    /// Accepted for compatibility. There is nothing to switch off: no data goes to the vendor.
+    /// [env: FIREZONE_NO_TELEMETRY]
+    #[arg(long, value_name = "BOOL", help_heading = LOGGING,
+        num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub no_telemetry: Option<String>,
+
+    /// Name of the tunnel interface.
+    /// [env: FIREZONE_TUN_NAME] [default: tun-firezone]
+    #[arg(long, value_name = "NAME", help_heading = DEVICE)]
+    pub tun_name: Option<String>,
+
+    /// UDP port for clients and relays. Open it in the firewall for direct connections. If it is
+    /// taken, another one is used; 0 always lets the system choose.
+    /// [env: FIREZONE_UDP_PORT] [default: 52625]
+    #[arg(long, value_name = "PORT", help_heading = DEVICE)]
+    pub udp_port: Option<String>,
+
+    /// Do not try to raise net.core.rmem_max and net.core.wmem_max.
+    /// [env: FIREZONE_NO_INC_BUF] [default: false]
+    #[arg(long, value_name = "BOOL", help_heading = DEVICE,
+        num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub no_inc_buf: Option<String>,
+
+    /// Send buffer to ask for on each UDP socket, in bytes.
+    /// [env: FIREZONE_UDP_SEND_BUFFER_SIZE] [default: 2097152]
+    #[arg(long, value_name = "BYTES", help_heading = DEVICE)]
+    pub udp_send_buffer_size: Option<String>,
+
+    /// Receive buffer to ask for on each UDP socket, in bytes.
+    /// [env: FIREZONE_UDP_RECV_BUFFER_SIZE] [default: 16777216]
+    #[arg(long, value_name = "BYTES", help_heading = DEVICE)]
+    pub udp_recv_buffer_size: Option<String>,
+
+    /// End with status 78 when the host lacks something (a capability, /dev/net/tun, forwarding).
+    /// Otherwise the gateway stays up, not ready, and says which line of the compose file is
+    /// missing.
+    /// [env: FIREZONE_STRICT] [default: false]
+    #[arg(long, value_name = "BOOL", help_heading = BEHAVIOUR,
+        num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub strict: Option<String>,
+
+    /// Skip the check of permissions and host settings at start.
+    #[arg(long, help_heading = BEHAVIOUR)]
+    pub no_check: bool,
+
+    /// Not supported here; accepted with a notice.
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub flow_logs: Option<String>,
+
+    /// Not supported here; accepted with a notice.
+    #[arg(long, hide = true)]
+    pub metrics: Option<String>,
+
+    /// Not supported here; accepted with a notice.
+    #[arg(long, hide = true)]
+    pub otlp_grpc_endpoint: Option<String>,
+
+    /// Not supported here; accepted with a notice.
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub validate_checksums: Option<String>,
+}
+
+impl Settings {
+    /// Settings given after a sub-command's name, completed by those before it.
+    #[must_use]
+    pub fn or(self, before: Self) -> Self {
+        Self {
+            token: self.token.or(before.token),
+            token_file: self.token_file.or(before.token_file),
+            api_url: self.api_url.or(before.api_url),
+            max_partition_time: self.max_partition_time.or(before.max_partition_time),
+            exit_on_auth_failure: self.exit_on_auth_failure.or(before.exit_on_auth_failure),
+            firezone_id: self.firezone_id.or(before.firezone_id),
+            firezone_name: self.firezone_name.or(before.firezone_name),
+            state_dir: self.state_dir.or(before.state_dir),
+            health_check_addr: self.health_check_addr.or(before.health_check_addr),
+            log_format: self.log_format.or(before.log_format),
+            log_filter: self.log_filter.or(before.log_filter),
+            no_telemetry: self.no_telemetry.or(before.no_telemetry),
+            tun_name: self.tun_name.or(before.tun_name),
+            udp_port: self.udp_port.or(before.udp_port),
+            no_inc_buf: self.no_inc_buf.or(before.no_inc_buf),
+            udp_send_buffer_size: self.udp_send_buffer_size.or(before.udp_send_buffer_size),
+            udp_recv_buffer_size: self.udp_recv_buffer_size.or(before.udp_recv_buffer_size),
+            strict: self.strict.or(before.strict),
+            no_check: self.no_check || before.no_check,
+            flow_logs: self.flow_logs.or(before.flow_logs),
+            metrics: self.metrics.or(before.metrics),
+            otlp_grpc_endpoint: self.otlp_grpc_endpoint.or(before.otlp_grpc_endpoint),
+            validate_checksums: self.validate_checksums.or(before.validate_checksums),
+        }
+    }
+}

@@ -1,0 +1,823 @@
+//! The one pass over all settings.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use secrecy::SecretString;
+use tracing_subscriber::EnvFilter;
+use url::Url;
+use uuid::Uuid;
+
+use super::{
+    Config, DEFAULT_API_URL, DEFAULT_HEALTH_CHECK_ADDR, DEFAULT_STATE_DIR, DEFAULT_TUN_NAME,
+    DEFAULT_UDP_PORT, DEFAULT_UDP_RECV_BUFFER, DEFAULT_UDP_SEND_BUFFER, Env, Identity,
+    IdentitySource, LogFormat, Mistake, Notice, Settings, TokenSource, identity,
+    mistake::shown,
+    token::{self, NAME as TOKEN},
+};
+use crate::telemetry::{self, TraceExport};
+
+const TOKEN_FILE: &str = "FIREZONE_TOKEN_FILE";
+const HEALTH_CHECK_ADDR: &str = "HEALTH_CHECK_ADDR";
+
+/// Variables with our prefix that mean something; any other is probably misspelt.
+const KNOWN: &[&str] = &[
+    "FIREZONE_API_URL",
+    TOKEN,
+    TOKEN_FILE,
+    "FIREZONE_ID",
+    "FIREZONE_NAME",
+    "FIREZONE_LOG_FORMAT",
+    "FIREZONE_MAX_PARTITION_TIME",
+    "FIREZONE_STATE_DIR",
+    "FIREZONE_TUN_NAME",
+    "FIREZONE_UDP_PORT",
+    "FIREZONE_NO_INC_BUF",
+    "FIREZONE_UDP_SEND_BUFFER_SIZE",
+    "FIREZONE_UDP_RECV_BUFFER_SIZE",
+    "FIREZONE_EXIT_ON_AUTH_FAILURE",
+    "FIREZONE_STRICT",
+    "FIREZONE_NO_TELEMETRY",
+    "FIREZONE_FLOW_LOGS",
+    "FIREZONE_METRICS",
+    "FIREZONE_VALIDATE_CHECKSUMS",
+];
+
+/// Facts of the host that settings fall back to.
+#[derive(Debug, Clone)]
+pub struct Host {
+    /// File with the machine id.
+    pub machine_id: PathBuf,
+    /// Name of the host.
+    pub hostname: Option<String>,
+}
+
+impl Host {
+    /// The host that this process runs on.
+    pub fn here() -> Self {
+        let name = rustix::system::uname();
+        Self {
+            machine_id: PathBuf::from("/etc/machine-id"),
+            hostname: name
+                .nodename()
+                .to_str()
+                .ok()
+                .filter(|name| !name.is_empty() && *name != "(none)")
+                .map(str::to_owned),
+        }
+    }
+}
+
+/// One setting in force, for showing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SettingShown {
+    /// Environment variable of the setting.
+    pub name: &'static str,
+    /// Its value, redacted where it is a secret.
+    pub value: String,
+    /// Where it came from.
+    pub source: String,
+}
+
+/// Result of looking at all settings.
+#[derive(Debug, Clone)]
+pub struct Examination {
+    /// What is in force, in the order of the help. Settings with a mistake are left out.
+    pub settings: Vec<SettingShown>,
+    /// What works, but probably not as meant.
+    pub notices: Vec<Notice>,
+    /// What does not work.
+    pub mistakes: Vec<Mistake>,
+    /// The configuration, if there are no mistakes.
+    pub config: Option<Config>,
+}
+
+/// Looks at all settings without changing anything on disk.
+pub fn examine(settings: &Settings, env: &dyn Env, host: &Host) -> Examination {
+    let mut loader = Loader::new(env);
+    let config = loader.config(settings, host);
+    Examination {
+        config: config
+            .filter(|_| loader.mistakes.is_empty())
+            .map(|config| Config {
+                notices: loader.notices.clone(),
+                ..config
+            }),
+        settings: loader.shown,
+        notices: loader.notices,
+        mistakes: loader.mistakes,
+    }
+}
+
+/// Where the admin server listens (`None`: it is off), for the sub-commands that ask it and need
+/// no other setting.
+///
+/// # Errors
+/// What is wrong with the address.
+pub fn admin_address(settings: &Settings, env: &dyn Env) -> Result<Option<SocketAddr>, Mistake> {
+    let mut loader = Loader::new(env);
+    let address = loader.admin(settings);
+    match loader.mistakes.pop() {
+        Some(mistake) => Err(mistake),
+        None => Ok(address),
+    }
+}
+
+/// What is wrong with a value, and what to set instead.
+struct Wrong {
+    problem: String,
+    fix: String,
+}
+
+fn wrong<T>(problem: impl Into<String>, fix: impl Into<String>) -> Result<T, Wrong> {
+    Err(Wrong {
+        problem: problem.into(),
+        fix: fix.into(),
+    })
+}
+
+/// A value as given, and by which flag if not by the variable.
+struct Given {
+    value: String,
+    flag: Option<&'static str>,
+}
+
+impl Given {
+    fn source(&self) -> String {
+        self.flag.unwrap_or("environment").to_owned()
+    }
+}
+
+struct Loader<'a> {
+    env: &'a dyn Env,
+    shown: Vec<SettingShown>,
+    notices: Vec<Notice>,
+    mistakes: Vec<Mistake>,
+}
+
+impl<'a> Loader<'a> {
+    fn new(env: &'a dyn Env) -> Self {
+        Self {
+            env,
+            shown: Vec::new(),
+            notices: Vec::new(),
+            mistakes: Vec::new(),
+        }
+    }
+
+    fn config(&mut self, cli: &Settings, host: &Host) -> Option<Config> {
+        let api_url = self.setting(
+            ("FIREZONE_API_URL", "--api-url"),
+            cli.api_url.as_deref(),
+            DEFAULT_API_URL,
+            api_url,
+            Url::to_string,
+        );
+        let token = self.token(cli);
+        let max_partition_time = self.setting(
+            ("FIREZONE_MAX_PARTITION_TIME", "--max-partition-time"),
+            cli.max_partition_time.as_deref(),
+            "none",
+            partition_time,
+            |time| match time {
+                Some(time) => humantime::format_duration(*time).to_string(),
+                None => "none (try for ever)".to_owned(),
+            },
+        );
+        let exit_on_auth_failure = self.boolean(
+            ("FIREZONE_EXIT_ON_AUTH_FAILURE", "--exit-on-auth-failure"),
+            cli.exit_on_auth_failure.as_deref(),
+        );
+
+        let state_dir = self.setting(
+            ("FIREZONE_STATE_DIR", "--state-dir"),
+            cli.state_dir.as_deref(),
+            DEFAULT_STATE_DIR,
+            absolute_path,
+            |path| path.display().to_string(),
+        );
+        let identity = self.identity(cli, state_dir.as_deref(), host);
+        let name = self.name(cli, host);
+
+        let health_check_addr = self.admin(cli);
+
+        let log_format = self.setting(
+            ("FIREZONE_LOG_FORMAT", "--log-format"),
+            cli.log_format.as_deref(),
+            "human",
+            log_format,
+            LogFormat::to_string,
+        );
+        let log_filter = self.setting(
+            ("RUST_LOG", "--log-filter"),
+            cli.log_filter.as_deref(),
+            telemetry::DEFAULT_FILTER,
+            log_filter,
+            String::clone,
+        );
+        let export = self.export();
+
+        let tun_name = self.setting(
+            ("FIREZONE_TUN_NAME", "--tun-name"),
+            cli.tun_name.as_deref(),
+            DEFAULT_TUN_NAME,
+            interface_name,
+            String::clone,
+        );
+        let udp_port = self.setting(
+            ("FIREZONE_UDP_PORT", "--udp-port"),
+            cli.udp_port.as_deref(),
+            &DEFAULT_UDP_PORT.to_string(),
+            udp_port,
+            u16::to_string,
+        );
+        let no_inc_buf = self.boolean(
+            ("FIREZONE_NO_INC_BUF", "--no-inc-buf"),
+            cli.no_inc_buf.as_deref(),
+        );
+        let udp_send_buffer = self.setting(
+            ("FIREZONE_UDP_SEND_BUFFER_SIZE", "--udp-send-buffer-size"),
+            cli.udp_send_buffer_size.as_deref(),
+            &DEFAULT_UDP_SEND_BUFFER.to_string(),
+            buffer_size,
+            usize::to_string,
+        );
+        let udp_recv_buffer = self.setting(
+            ("FIREZONE_UDP_RECV_BUFFER_SIZE", "--udp-recv-buffer-size"),
+            cli.udp_recv_buffer_size.as_deref(),
+            &DEFAULT_UDP_RECV_BUFFER.to_string(),
+            buffer_size,
+            usize::to_string,
+        );
+        let strict = self.boolean(("FIREZONE_STRICT", "--strict"), cli.strict.as_deref());
+
+        self.ignored(cli);
+        self.unknown();
+
+        let (token, token_source) = token?;
+        let identity = identity?;
+        Some(Config {
+            api_url: api_url?,
+            token,
+            token_source,
+            name: name?,
+            max_partition_time: max_partition_time?,
+            exit_on_auth_failure: exit_on_auth_failure?,
+            health_check_addr,
+            state_dir: state_dir?,
+            tun_name: tun_name?,
+            udp_port: udp_port?,
+            raise_buffer_limits: !no_inc_buf?,
+            udp_send_buffer: udp_send_buffer?,
+            udp_recv_buffer: udp_recv_buffer?,
+            strict: strict?,
+            check_host: !cli.no_check,
+            telemetry: telemetry::Options {
+                log_format: log_format?,
+                log_filter: log_filter?,
+                resource: telemetry::resource_attributes(self.env, &identity.id),
+                export,
+            },
+            identity,
+            notices: Vec::new(),
+        })
+    }
+
+    /// The value of a setting: the flag, else the variable. Empty is unset.
+    fn given(
+        &mut self,
+        variable: &'static str,
+        flag: &'static str,
+        on_command_line: Option<&str>,
+    ) -> Option<Given> {
+        if let Some(value) = on_command_line.filter(|value| !value.is_empty()) {
+            return Some(Given {
+                value: value.to_owned(),
+                flag: Some(flag),
+            });
+        }
+        self.variable(variable)
+            .map(|value| Given { value, flag: None })
+    }
+
+    /// The value of a variable, without the quotes that `docker --env-file` leaves around it.
+    fn variable(&mut self, variable: &'static str) -> Option<String> {
+        let Ok(value) = self.env.var(variable) else {
+            self.mistake(
+                variable,
+                None,
+                "the value is not UTF-8 text",
+                "Set it to plain text.",
+            );
+            return None;
+        };
+        let value = value?;
+        for quote in ['"', '\''] {
+            if let Some(inner) = value
+                .strip_prefix(quote)
+                .and_then(|rest| rest.strip_suffix(quote))
+            {
+                self.notice(
+                    variable,
+                    "the quotes around the value are part of it, and were removed; env files of \
+                     Docker take no quotes",
+                );
+                return Some(inner.to_owned()).filter(|inner| !inner.is_empty());
+            }
+        }
+        Some(value)
+    }
+
+    /// Reads, judges and shows one setting. `None` after a mistake.
+    fn setting<T>(
+        &mut self,
+        (variable, flag): (&'static str, &'static str),
+        on_command_line: Option<&str>,
+        default: &str,
+        parse: impl Fn(&str) -> Result<T, Wrong>,
+        show: impl Fn(&T) -> String,
+    ) -> Option<T> {
+        let mistakes = self.mistakes.len();
+        let given = self.given(variable, flag, on_command_line);
+        if self.mistakes.len() > mistakes {
+            return None;
+        }
+        let (text, flag, source) = match &given {
+            Some(given) => (given.value.as_str(), given.flag, given.source()),
+            None => (default, None, "default".to_owned()),
+        };
+        match parse(text.trim()) {
+            Ok(value) => {
+                self.show(variable, show(&value), source);
+                Some(value)
+            }
+            Err(Wrong { problem, fix }) => {
+                self.mistake(variable, flag, problem, fix);
+                None
+            }
+        }
+    }
+
+    fn boolean(
+        &mut self,
+        (variable, flag): (&'static str, &'static str),
+        on_command_line: Option<&str>,
+    ) -> Option<bool> {
+        self.setting(
+            (variable, flag),
+            on_command_line,
+            "false",
+            |text| match text.to_ascii_lowercase().as_str() {
+                "true" | "1" => Ok(true),
+                "false" | "0" => Ok(false),
+                _ => wrong(
+                    format!("{} is neither true nor false", shown(text)),
+                    format!("Set {variable}=true or {variable}=false."),
+                ),
+            },
+            bool::to_string,
+        )
+    }
+
+    fn admin(&mut self, cli: &Settings) -> Option<SocketAddr> {
+        self.setting(
+            (HEALTH_CHECK_ADDR, "--health-check-addr"),
+            cli.health_check_addr.as_deref(),
+            DEFAULT_HEALTH_CHECK_ADDR,
+            listen_address,
+            |address| match address {
+                Some(address) => address.to_string(),
+                None => "off".to_owned(),
+            },
+        )
+        .flatten()
+    }
+
+    fn token(&mut self, cli: &Settings) -> Option<(SecretString, TokenSource)> {
+        let mistakes = self.mistakes.len();
+        let variable = self.variable(TOKEN);
+        let file = self.given(TOKEN_FILE, "--token-file", cli.token_file.as_deref());
+        if self.mistakes.len() > mistakes {
+            return None;
+        }
+        let argument = cli
+            .token
+            .as_ref()
+            .map(|token| token.expose())
+            .filter(|token| !token.is_empty());
+        if file.is_some() && (argument.is_some() || variable.is_some()) {
+            self.notice(
+                TOKEN_FILE,
+                format!("not used, because {TOKEN} is set too; unset one of them"),
+            );
+        }
+
+        let (source, flag, inline) = if let Some(text) = argument {
+            // Otherwise a misspelt `healthcheck` in a compose file would start a second gateway.
+            if text.len() <= 24 && text.bytes().all(|b| b.is_ascii_lowercase() || b == b'-') {
+                self.mistake(
+                    TOKEN,
+                    Some("command line"),
+                    "the argument is neither a sub-command nor a token",
+                    "See --help for the sub-commands; give the token in FIREZONE_TOKEN_FILE or \
+                     FIREZONE_TOKEN.",
+                );
+                return None;
+            }
+            match path_of(text) {
+                Some(path) => (TokenSource::File(path), Some("command line"), text),
+                None => {
+                    self.notice(
+                        TOKEN,
+                        "the token is on the command line, where every user of the machine can \
+                         read it; FIREZONE_TOKEN_FILE is safer",
+                    );
+                    (TokenSource::Argument, Some("command line"), text)
+                }
+            }
+        } else if let Some(text) = &variable {
+            match path_of(text) {
+                Some(path) => (TokenSource::File(path), None, text.as_str()),
+                None => (TokenSource::Variable, None, text.as_str()),
+            }
+        } else if let Some(given) = &file {
+            (
+                TokenSource::File(PathBuf::from(&given.value)),
+                given.flag,
+                "",
+            )
+        } else if let Some(path) = self.credential() {
+            (TokenSource::File(path), None, "")
+        } else {
+            self.mistake(
+                TOKEN,
+                None,
+                "no token is set",
+                "Set FIREZONE_TOKEN to the token that the portal shows for a new gateway, or \
+                 FIREZONE_TOKEN_FILE to the path of a file that holds it. In a compose file: \
+                 `environment: [\"FIREZONE_TOKEN_FILE=/run/secrets/firezone_token\"]` and \
+                 `secrets: [firezone_token]`.",
+            );
+            return None;
+        };
+
+        let by_file_setting = argument.is_none() && variable.is_none() && file.is_some();
+        let setting = if by_file_setting { TOKEN_FILE } else { TOKEN };
+        let token = match &source {
+            TokenSource::File(path) => token::read(path),
+            TokenSource::Argument | TokenSource::Variable => token::clean(inline),
+        };
+        match token {
+            Ok(token) => {
+                self.show(TOKEN, "[REDACTED]".to_owned(), source.to_string());
+                Some((token, source))
+            }
+            Err(error) => {
+                let fix = match &source {
+                    TokenSource::File(path) => format!(
+                        "Put the token into {}, readable for this process, or set FIREZONE_TOKEN.",
+                        path.display()
+                    ),
+                    _ => "Copy the token from the portal once more; it is one line of letters, \
+                          digits and the characters . - _"
+                        .to_owned(),
+                };
+                self.mistake(setting, flag, error.to_string(), fix);
+                None
+            }
+        }
+    }
+
+    /// The credential that systemd passes with `LoadCredential=FIREZONE_TOKEN:…`.
+    fn credential(&self) -> Option<PathBuf> {
+        let directory = self.env.var_lossy("CREDENTIALS_DIRECTORY")?;
+        Some(Path::new(&directory).join(TOKEN)).filter(|path| path.exists())
+    }
+
+    fn identity(
+        &mut self,
+        cli: &Settings,
+        state_dir: Option<&Path>,
+        host: &Host,
+    ) -> Option<Identity> {
+        const ID: &str = "FIREZONE_ID";
+        let mistakes = self.mistakes.len();
+        let given = self.given(ID, "--firezone-id", cli.firezone_id.as_deref());
+        if self.mistakes.len() > mistakes {
+            return None;
+        }
+        let value = given.as_ref().map(|given| given.value.as_str());
+        // A mistake in the state directory has been noted already; it must not hide one here.
+        let state_dir = state_dir.unwrap_or(Path::new(DEFAULT_STATE_DIR));
+        match identity::find(value, state_dir, &host.machine_id) {
+            Ok(identity) => {
+                let (value, source) = match (&identity.source, &given) {
+                    (IdentitySource::Setting, Some(given)) => (identity.id.clone(), given.source()),
+                    (IdentitySource::Random, _) => (
+                        "made up at start".to_owned(),
+                        format!(
+                            "default; will be stored in {}",
+                            identity::file(state_dir).display()
+                        ),
+                    ),
+                    (source, _) => (identity.id.clone(), source.to_string()),
+                };
+                self.show(ID, value, source);
+                Some(identity)
+            }
+            Err(error) => {
+                let fix = if given.is_some() {
+                    "Set FIREZONE_ID to a name that stays the same, such as edge-1, or leave it \
+                     unset."
+                } else {
+                    "Repair the file, or remove it to become a new gateway, or set FIREZONE_ID."
+                };
+                let flag = given.and_then(|given| given.flag);
+                self.mistake(ID, flag, error.to_string(), fix);
+                None
+            }
+        }
+    }
+
+    fn name(&mut self, cli: &Settings, host: &Host) -> Option<String> {
+        const NAME: (&str, &str) = ("FIREZONE_NAME", "--firezone-name");
+        let mistakes = self.mistakes.len();
+        let given = self.given(NAME.0, NAME.1, cli.firezone_name.as_deref());
+        if self.mistakes.len() > mistakes {
+            return None;
+        }
+        let (name, flag, source) = match (given, &host.hostname) {
+            (Some(given), _) => (given.value.clone(), given.flag, given.source()),
+            (None, Some(hostname)) => (hostname.clone(), None, "host name".to_owned()),
+            (None, None) => (Uuid::new_v4().to_string(), None, "made up".to_owned()),
+        };
+        if name.trim().is_empty() || name.len() > 255 || name.chars().any(char::is_control) {
+            self.mistake(
+                NAME.0,
+                flag,
+                format!("{} cannot be shown as a name", shown(&name)),
+                "Set FIREZONE_NAME to one line of at most 255 bytes.",
+            );
+            return None;
+        }
+        self.show(NAME.0, name.clone(), source);
+        Some(name)
+    }
+
+    fn export(&mut self) -> TraceExport {
+        let export = TraceExport::decide(self.env);
+        let (value, setting) = match &export {
+            TraceExport::On { endpoint, setting } => (endpoint.to_string(), *setting),
+            TraceExport::Off { setting, why, .. } => (format!("off: {why}"), *setting),
+        };
+        if let TraceExport::Off {
+            setting,
+            why,
+            mistaken: true,
+        } = &export
+        {
+            self.notice(setting, format!("no spans are exported: {why}"));
+        }
+        self.show(setting, value, "environment".to_owned());
+        export
+    }
+
+    /// Settings of the stock gateway that have no meaning here.
+    fn ignored(&mut self, cli: &Settings) {
+        let settings: [(&'static str, Option<&str>, &str); 5] = [
+            (
+                "FIREZONE_NO_TELEMETRY",
+                cli.no_telemetry.as_deref(),
+                "ignored; there is nothing to switch off, as no data goes to the vendor",
+            ),
+            (
+                "FIREZONE_METRICS",
+                cli.metrics.as_deref(),
+                "ignored; see /status, and OTEL_EXPORTER_OTLP_ENDPOINT for traces",
+            ),
+            (
+                "OTLP_GRPC_ENDPOINT",
+                cli.otlp_grpc_endpoint.as_deref(),
+                "ignored; set OTEL_EXPORTER_OTLP_ENDPOINT=http://HOST:4318 (http/protobuf) instead",
+            ),
+            (
+                "FIREZONE_FLOW_LOGS",
+                cli.flow_logs.as_deref(),
+                "ignored; flow logs are not supported",
+            ),
+            (
+                "FIREZONE_VALIDATE_CHECKSUMS",
+                cli.validate_checksums.as_deref(),
+                "ignored; it is a debugging aid of the stock gateway",
+            ),
+        ];
+        for (variable, on_command_line, message) in settings {
+            if on_command_line.is_some() || self.env.var_lossy(variable).is_some() {
+                self.notice(variable, message);
+            }
+        }
+    }
+
+    /// A misspelt variable would otherwise be a setting that silently does nothing.
+    fn unknown(&mut self) {
+        let mut names: Vec<String> = self
+            .env
+            .names()
+            .into_iter()
+            .filter(|name| name.starts_with("FIREZONE_"))
+            .filter(|name| !KNOWN.contains(&name.as_str()) && !is_service_link(name))
+            .collect();
+        names.sort();
+        for name in names {
+            self.notices.push(Notice {
+                setting: name,
+                message: "not a known setting; ignored".to_owned(),
+            });
+        }
+    }
+
+    fn show(&mut self, name: &'static str, value: String, source: String) {
+        self.shown.push(SettingShown {
+            name,
+            value,
+            source,
+        });
+    }
+
+    fn notice(&mut self, setting: &str, message: impl Into<String>) {
+        self.notices.push(Notice {
+            setting: setting.to_owned(),
+            message: message.into(),
+        });
+    }
+
+    fn mistake(
+        &mut self,
+        setting: &'static str,
+        given_as: Option<&'static str>,
+        problem: impl Into<String>,
+        fix: impl Into<String>,
+    ) {
+        self.mistakes.push(Mistake {
+            setting,
+            given_as,
+            problem: problem.into(),
+            fix: fix.into(),
+        });
+    }
+}
+
+/// The path that a token setting names, if it is one: an existing file (as in the stock container),
+/// or anything absolute, since no token begins with a slash.
+fn path_of(text: &str) -> Option<PathBuf> {
+    let path = Path::new(text.trim());
+    (path.is_absolute() || path.is_file()).then(|| path.to_owned())
+}
+
+/// Variables that Kubernetes and Docker links make up for a service called `firezone-…`.
+fn is_service_link(name: &str) -> bool {
+    name.ends_with("_SERVICE_HOST")
+        || name.contains("_SERVICE_PORT")
+        || name.ends_with("_PORT")
+        || name.contains("_PORT_")
+}
+
+fn api_url(text: &str) -> Result<Url, Wrong> {
+    const FIX: &str = "Set it to the portal's address, such as wss://api.firezone.dev.";
+    let mut url = match Url::parse(text) {
+        Ok(url) => url,
+        Err(error) => return wrong(format!("{} is not a URL ({error})", shown(text)), FIX),
+    };
+    if !matches!(url.scheme(), "ws" | "wss" | "http" | "https") {
+        return wrong(
+            format!("the scheme {} is not possible", shown(url.scheme())),
+            FIX,
+        );
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return wrong("a user or password in the URL is never sent", FIX);
+    }
+    // Discarded when connecting as well (portal-channel spec §1.1).
+    url.set_query(None);
+    url.set_fragment(None);
+    Ok(url)
+}
+
+fn partition_time(text: &str) -> Result<Option<Duration>, Wrong> {
+    const FIX: &str = "Set it to a time with a unit, such as 15m, 24h or 30d, or to none.";
+    if matches!(text.to_ascii_lowercase().as_str(), "none" | "off") {
+        return Ok(None);
+    }
+    match humantime::parse_duration(text) {
+        Ok(Duration::ZERO) => wrong(
+            "with no time at all, the first failure would be the end",
+            FIX,
+        ),
+        Ok(time) => Ok(Some(time)),
+        Err(error) => wrong(format!("{} is not a duration ({error})", shown(text)), FIX),
+    }
+}
+
+fn absolute_path(text: &str) -> Result<PathBuf, Wrong> {
+    let path = PathBuf::from(text);
+    if path.is_absolute() {
+        Ok(path)
+    } else {
+        wrong(
+            format!("{} is not an absolute path", shown(text)),
+            "Set it to a directory such as /var/lib/firezone.",
+        )
+    }
+}
+
+fn listen_address(text: &str) -> Result<Option<SocketAddr>, Wrong> {
+    const FIX: &str = "Set it to an IP address and a port, such as 0.0.0.0:8080, [::]:8080 or \
+                       127.0.0.1:8080, or to off.";
+    if text.eq_ignore_ascii_case("off") {
+        return Ok(None);
+    }
+    match text.parse::<SocketAddr>() {
+        Ok(address) if address.port() == 0 => wrong("nobody would find port 0", FIX),
+        Ok(address) => Ok(Some(address)),
+        Err(_) => wrong(
+            format!("{} is not an IP address with a port", shown(text)),
+            FIX,
+        ),
+    }
+}
+
+fn log_format(text: &str) -> Result<LogFormat, Wrong> {
+    match text.to_ascii_lowercase().as_str() {
+        "human" => Ok(LogFormat::Human),
+        "json" => Ok(LogFormat::Json),
+        _ => wrong(
+            format!("{} is not a log format", shown(text)),
+            "Set it to human or json.",
+        ),
+    }
+}
+
+fn log_filter(text: &str) -> Result<String, Wrong> {
+    match EnvFilter::builder().parse(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => wrong(
+            format!("{} is not a log filter ({error})", shown(text)),
+            "Set it to a level such as info, or to directives such as \
+             info,firezone_gateway=debug.",
+        ),
+    }
+}
+
+/// Interface names hold at most 15 bytes (IFNAMSIZ less the terminator), no slash, no white space.
+fn interface_name(text: &str) -> Result<String, Wrong> {
+    let possible = !text.is_empty()
+        && text.len() <= 15
+        && !matches!(text, "." | "..")
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_graphic() && !matches!(b, b'/' | b':' | b'%'));
+    if possible {
+        Ok(text.to_owned())
+    } else {
+        wrong(
+            format!("{} cannot be the name of an interface", shown(text)),
+            "Set it to at most 15 letters, digits, - or _, such as tun-firezone.",
+        )
+    }
+}
+
+fn udp_port(text: &str) -> Result<u16, Wrong> {
+    if text.contains("://") {
+        return wrong(
+            format!(
+                "{} looks like the address of a Kubernetes service called firezone-udp",
+                shown(text)
+            ),
+            "Set `enableServiceLinks: false` in the pod's specification, or set the variable to a \
+             port.",
+        );
+    }
+    match text.parse() {
+        Ok(port) => Ok(port),
+        Err(_) => wrong(
+            format!("{} is not a port", shown(text)),
+            "Set it to a number up to 65535, such as 52625, or to 0 for any free port.",
+        ),
+    }
+}
+
+/// The kernel takes socket buffer sizes as a signed 32-bit number and doubles them.
+fn buffer_size(text: &str) -> Result<usize, Wrong> {
+    const SMALLEST: usize = 64 * 1024;
+    const LARGEST: usize = 1024 * 1024 * 1024;
+    match text.parse() {
+        Ok(size) if (SMALLEST..=LARGEST).contains(&size) => Ok(size),
+        _ => wrong(
+            format!("{} is not a buffer size", shown(text)),
+            "Set it to a number of bytes from 65536 to 1073741824, such as 16777216.",
+        ),
+    }
+}

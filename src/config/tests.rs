@@ -1,0 +1,686 @@
+#![allow(clippy::unwrap_used)]
+
+use std::{fs, path::Path};
+
+use clap::{CommandFactory as _, Parser as _};
+use secrecy::ExposeSecret as _;
+
+use super::*;
+
+const SECRET: &str = ".SFMyNTY.hunter2";
+
+fn host() -> Host {
+    Host {
+        machine_id: PathBuf::from("/nonexistent/machine-id"),
+        hostname: Some("edge-host".to_owned()),
+    }
+}
+
+fn cli(arguments: &[&str]) -> Settings {
+    Cli::try_parse_from([&["firezone-gateway"], arguments].concat())
+        .unwrap()
+        .settings
+}
+
+fn env(variables: &[(&str, &str)]) -> FixedEnv {
+    variables.iter().copied().collect()
+}
+
+/// Settings that are complete, so that a test can add the one that it is about.
+fn with_token(variables: &[(&str, &str)]) -> FixedEnv {
+    [("FIREZONE_TOKEN", SECRET), ("FIREZONE_ID", "edge-7")]
+        .iter()
+        .chain(variables)
+        .copied()
+        .collect()
+}
+
+fn load(variables: &[(&str, &str)]) -> Config {
+    Config::load(&Settings::default(), &with_token(variables), &host()).unwrap()
+}
+
+fn load_flags(arguments: &[&str]) -> Config {
+    Config::load(&cli(arguments), &with_token(&[]), &host()).unwrap()
+}
+
+fn only_mistake(variables: &[(&str, &str)]) -> Mistake {
+    let mut mistakes =
+        Config::load(&Settings::default(), &with_token(variables), &host()).unwrap_err();
+    assert_eq!(mistakes.len(), 1, "{mistakes:?}");
+    mistakes.remove(0)
+}
+
+fn notices(variables: &[(&str, &str)]) -> Vec<String> {
+    load(variables)
+        .notices
+        .iter()
+        .map(Notice::to_string)
+        .collect()
+}
+
+#[test]
+fn defaults_are_those_of_the_stock_gateway_where_it_has_them() {
+    let config = load(&[]);
+
+    assert_eq!(config.api_url.as_str(), "wss://api.firezone.dev/");
+    assert_eq!(
+        config.health_check_addr,
+        Some("0.0.0.0:8080".parse().unwrap())
+    );
+    assert_eq!(config.max_partition_time, None);
+    assert_eq!(config.state_dir, Path::new("/var/lib/firezone"));
+    assert_eq!(config.tun_name, "tun-firezone");
+    assert_eq!(config.udp_port, 52625);
+    assert_eq!(config.udp_send_buffer, 2 << 20);
+    assert_eq!(config.udp_recv_buffer, 16 << 20);
+    assert_eq!(config.name, "edge-host");
+    assert!(config.raise_buffer_limits && config.check_host);
+    assert!(!config.strict && !config.exit_on_auth_failure);
+    assert_eq!(config.telemetry.log_format, LogFormat::Human);
+    assert_eq!(config.telemetry.log_filter, "info");
+    assert_eq!(config.notices, []);
+}
+
+#[test]
+fn every_variable_arrives() {
+    let config = load(&[
+        ("FIREZONE_API_URL", "ws://portal:8081/base"),
+        ("FIREZONE_NAME", "edge seven"),
+        ("FIREZONE_MAX_PARTITION_TIME", "1h 30m"),
+        ("FIREZONE_EXIT_ON_AUTH_FAILURE", "true"),
+        ("HEALTH_CHECK_ADDR", "[::1]:9000"),
+        ("FIREZONE_LOG_FORMAT", "json"),
+        ("RUST_LOG", "warn,firezone_gateway::portal=debug"),
+        ("FIREZONE_STATE_DIR", "/state"),
+        ("FIREZONE_TUN_NAME", "fz0"),
+        ("FIREZONE_UDP_PORT", "4500"),
+        ("FIREZONE_NO_INC_BUF", "1"),
+        ("FIREZONE_UDP_SEND_BUFFER_SIZE", "131072"),
+        ("FIREZONE_UDP_RECV_BUFFER_SIZE", "262144"),
+        ("FIREZONE_STRICT", "TRUE"),
+    ]);
+
+    assert_eq!(config.api_url.as_str(), "ws://portal:8081/base");
+    assert_eq!(config.name, "edge seven");
+    assert_eq!(config.max_partition_time, Some(Duration::from_secs(5400)));
+    assert!(config.exit_on_auth_failure);
+    assert_eq!(
+        config.health_check_addr,
+        Some("[::1]:9000".parse().unwrap())
+    );
+    assert_eq!(config.telemetry.log_format, LogFormat::Json);
+    assert_eq!(
+        config.telemetry.log_filter,
+        "warn,firezone_gateway::portal=debug"
+    );
+    assert_eq!(config.state_dir, Path::new("/state"));
+    assert_eq!(config.tun_name, "fz0");
+    assert_eq!(config.udp_port, 4500);
+    assert!(!config.raise_buffer_limits);
+    assert_eq!(config.udp_send_buffer, 131_072);
+    assert_eq!(config.udp_recv_buffer, 262_144);
+    assert!(config.strict);
+    assert_eq!(config.identity.id, "edge-7");
+}
+
+#[test]
+fn every_flag_arrives_and_beats_its_variable() {
+    let flags = cli(&[
+        "-u",
+        "wss://flag.example",
+        "-n",
+        "flag-name",
+        "-i",
+        "flag-id",
+        "-m",
+        "15m",
+        "--exit-on-auth-failure",
+        "--health-check-addr=off",
+        "--log-format=json",
+        "--log-filter=debug",
+        "--state-dir=/flag",
+        "--tun-name=flag0",
+        "--udp-port=0",
+        "--no-inc-buf",
+        "--udp-send-buffer-size=65536",
+        "--udp-recv-buffer-size=65537",
+        "--strict=true",
+        "--no-check",
+    ]);
+    let variables = with_token(&[
+        ("FIREZONE_API_URL", "wss://env.example"),
+        ("FIREZONE_NAME", "env-name"),
+        ("FIREZONE_MAX_PARTITION_TIME", "1h"),
+        ("FIREZONE_EXIT_ON_AUTH_FAILURE", "false"),
+        ("HEALTH_CHECK_ADDR", "0.0.0.0:1"),
+        ("FIREZONE_STRICT", "false"),
+    ]);
+
+    let config = Config::load(&flags, &variables, &host()).unwrap();
+
+    assert_eq!(config.api_url.as_str(), "wss://flag.example/");
+    assert_eq!(config.name, "flag-name");
+    assert_eq!(config.identity.id, "flag-id");
+    assert_eq!(config.max_partition_time, Some(Duration::from_secs(900)));
+    assert!(config.exit_on_auth_failure && config.strict);
+    assert_eq!(config.health_check_addr, None);
+    assert_eq!(config.telemetry.log_format, LogFormat::Json);
+    assert_eq!(config.telemetry.log_filter, "debug");
+    assert_eq!(config.state_dir, Path::new("/flag"));
+    assert_eq!(config.tun_name, "flag0");
+    assert_eq!(config.udp_port, 0);
+    assert!(!config.raise_buffer_limits && !config.check_host);
+    assert_eq!(config.udp_send_buffer, 65536);
+    assert_eq!(config.udp_recv_buffer, 65537);
+}
+
+#[test]
+fn empty_variables_are_unset() {
+    let config = load(&[("HEALTH_CHECK_ADDR", ""), ("FIREZONE_NAME", "")]);
+    assert_eq!(config.name, "edge-host");
+    assert_eq!(
+        config.health_check_addr,
+        Some("0.0.0.0:8080".parse().unwrap())
+    );
+}
+
+#[test]
+fn each_wrong_value_is_named_with_what_to_set() {
+    for (variable, value, problem, fix) in [
+        (
+            "FIREZONE_API_URL",
+            "api.firezone.dev",
+            "not a URL",
+            "wss://",
+        ),
+        ("FIREZONE_API_URL", "ftp://host", "scheme \"ftp\"", "wss://"),
+        ("FIREZONE_API_URL", "wss://", "not a URL", "wss://"),
+        (
+            "FIREZONE_API_URL",
+            "wss://me:pw@host",
+            "user or password",
+            "wss://",
+        ),
+        ("FIREZONE_MAX_PARTITION_TIME", "15", "not a duration", "15m"),
+        ("FIREZONE_MAX_PARTITION_TIME", "0s", "no time at all", "15m"),
+        (
+            "FIREZONE_EXIT_ON_AUTH_FAILURE",
+            "yes",
+            "neither true nor false",
+            "=true",
+        ),
+        ("FIREZONE_ID", "a\nb", "control character", "edge-1"),
+        ("FIREZONE_NAME", "a\tb", "cannot be shown", "one line"),
+        (
+            "FIREZONE_STATE_DIR",
+            "state",
+            "not an absolute path",
+            "/var/lib/firezone",
+        ),
+        (
+            "HEALTH_CHECK_ADDR",
+            "8080",
+            "not an IP address with a port",
+            "0.0.0.0:8080",
+        ),
+        (
+            "HEALTH_CHECK_ADDR",
+            "localhost:8080",
+            "not an IP address",
+            "off",
+        ),
+        ("HEALTH_CHECK_ADDR", "0.0.0.0:0", "port 0", "0.0.0.0:8080"),
+        (
+            "FIREZONE_LOG_FORMAT",
+            "xml",
+            "not a log format",
+            "human or json",
+        ),
+        ("RUST_LOG", "info,=,=", "not a log filter", "info"),
+        (
+            "FIREZONE_TUN_NAME",
+            "a-name-too-long-for-linux",
+            "name of an interface",
+            "15",
+        ),
+        ("FIREZONE_TUN_NAME", "a/b", "name of an interface", "15"),
+        ("FIREZONE_UDP_PORT", "70000", "not a port", "65535"),
+        (
+            "FIREZONE_UDP_PORT",
+            "tcp://10.0.0.1:53",
+            "Kubernetes service",
+            "enableServiceLinks: false",
+        ),
+        (
+            "FIREZONE_NO_INC_BUF",
+            "maybe",
+            "neither true nor false",
+            "=false",
+        ),
+        (
+            "FIREZONE_UDP_SEND_BUFFER_SIZE",
+            "2M",
+            "not a buffer size",
+            "bytes",
+        ),
+        (
+            "FIREZONE_UDP_RECV_BUFFER_SIZE",
+            "1",
+            "not a buffer size",
+            "bytes",
+        ),
+        ("FIREZONE_STRICT", "2", "neither true nor false", "=true"),
+    ] {
+        let mistake = only_mistake(&[(variable, value)]);
+        assert_eq!(mistake.setting, variable);
+        assert!(mistake.problem.contains(problem), "{mistake}");
+        assert!(mistake.fix.contains(fix), "{mistake}");
+        assert!(mistake.to_string().starts_with(variable), "{mistake}");
+    }
+}
+
+#[test]
+fn mistake_on_the_command_line_names_the_flag_too() {
+    let mistakes = Config::load(&cli(&["--udp-port", "x"]), &with_token(&[]), &host()).unwrap_err();
+    assert!(
+        mistakes[0]
+            .to_string()
+            .starts_with("--udp-port (FIREZONE_UDP_PORT): \"x\" is not a port"),
+        "{mistakes:?}"
+    );
+}
+
+#[test]
+fn all_mistakes_come_at_once() {
+    let variables = env(&[
+        ("FIREZONE_API_URL", "nonsense"),
+        ("FIREZONE_ID", " "),
+        ("HEALTH_CHECK_ADDR", "nonsense"),
+        ("FIREZONE_STRICT", "nonsense"),
+    ]);
+
+    let mistakes = Config::load(&Settings::default(), &variables, &host()).unwrap_err();
+
+    let settings: Vec<_> = mistakes.iter().map(|mistake| mistake.setting).collect();
+    assert_eq!(
+        settings,
+        [
+            "FIREZONE_API_URL",
+            "FIREZONE_TOKEN",
+            "FIREZONE_ID",
+            "HEALTH_CHECK_ADDR",
+            "FIREZONE_STRICT"
+        ]
+    );
+    let mut text = Vec::new();
+    print_mistakes(&mut text, &mistakes).unwrap();
+    let text = String::from_utf8(text).unwrap();
+    assert!(text.starts_with("The configuration has 5 mistakes:\n  - FIREZONE_API_URL: "));
+    assert_eq!(text.lines().count(), 6);
+}
+
+#[test]
+fn missing_token_tells_both_variables_and_a_compose_line() {
+    let variables = env(&[("FIREZONE_ID", "edge-7")]);
+    let mistakes = Config::load(&Settings::default(), &variables, &host()).unwrap_err();
+    let text = mistakes[0].to_string();
+    for part in [
+        "no token is set",
+        "FIREZONE_TOKEN ",
+        "FIREZONE_TOKEN_FILE",
+        "environment: [",
+        "secrets: [",
+    ] {
+        assert!(text.contains(part), "{part} is missing in {text}");
+    }
+}
+
+fn token_of(settings: &Settings, variables: &[(&str, &str)]) -> (String, TokenSource) {
+    let variables: FixedEnv = variables
+        .iter()
+        .chain(&[("FIREZONE_ID", "edge-7")])
+        .copied()
+        .collect();
+    let config = Config::load(settings, &variables, &host()).unwrap();
+    (config.token.expose_secret().to_owned(), config.token_source)
+}
+
+#[test]
+fn token_sources_have_an_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let credential = dir.path().join("FIREZONE_TOKEN");
+    fs::write(&credential, "of.credential\n").unwrap();
+    let file = dir.path().join("file");
+    fs::write(&file, "of.file\n").unwrap();
+    let directory = ("CREDENTIALS_DIRECTORY", dir.path().to_str().unwrap());
+    let token_file = ("FIREZONE_TOKEN_FILE", file.to_str().unwrap());
+    let variable = ("FIREZONE_TOKEN", "of.variable");
+    let nothing = Settings::default();
+
+    assert_eq!(
+        token_of(&nothing, &[directory]),
+        ("of.credential".into(), TokenSource::File(credential))
+    );
+    assert_eq!(
+        token_of(&nothing, &[directory, token_file]),
+        ("of.file".into(), TokenSource::File(file.clone()))
+    );
+    assert_eq!(
+        token_of(&nothing, &[directory, token_file, variable]),
+        ("of.variable".into(), TokenSource::Variable)
+    );
+    assert_eq!(
+        token_of(&cli(&["of.argument"]), &[directory, token_file, variable]),
+        ("of.argument".into(), TokenSource::Argument)
+    );
+    assert_eq!(
+        token_of(&cli(&["--token-file", file.to_str().unwrap()]), &[]),
+        ("of.file".into(), TokenSource::File(file))
+    );
+}
+
+#[test]
+fn token_variable_that_names_a_file_is_read_from_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("secret");
+    fs::write(&file, "of.file\n").unwrap();
+    assert_eq!(
+        token_of(
+            &Settings::default(),
+            &[("FIREZONE_TOKEN", file.to_str().unwrap())]
+        ),
+        ("of.file".into(), TokenSource::File(file))
+    );
+}
+
+#[test]
+fn token_that_cannot_be_had_is_a_mistake_that_names_its_source() {
+    let dir = tempfile::tempdir().unwrap();
+    let missing = dir.path().join("missing");
+    let missing = missing.to_str().unwrap();
+    let empty = dir.path().join("empty");
+    fs::write(&empty, "\n").unwrap();
+    for (variable, value, problem) in [
+        ("FIREZONE_TOKEN", missing, "cannot read"),
+        ("FIREZONE_TOKEN_FILE", missing, "cannot read"),
+        (
+            "FIREZONE_TOKEN_FILE",
+            dir.path().to_str().unwrap(),
+            "is a directory",
+        ),
+        ("FIREZONE_TOKEN_FILE", empty.to_str().unwrap(), "is empty"),
+        ("FIREZONE_TOKEN", "töken", "visible ASCII"),
+    ] {
+        let variables = env(&[(variable, value), ("FIREZONE_ID", "edge-7")]);
+        let mistakes = Config::load(&Settings::default(), &variables, &host()).unwrap_err();
+        assert_eq!(mistakes.len(), 1);
+        assert_eq!(mistakes[0].setting, variable);
+        assert!(mistakes[0].problem.contains(problem), "{}", mistakes[0]);
+    }
+}
+
+#[test]
+fn misspelt_sub_command_is_not_taken_for_a_token() {
+    let mistakes = Config::load(
+        &cli(&["healthchek"]),
+        &env(&[("FIREZONE_ID", "a")]),
+        &host(),
+    )
+    .unwrap_err();
+    assert!(
+        mistakes[0]
+            .problem
+            .contains("neither a sub-command nor a token"),
+        "{mistakes:?}"
+    );
+}
+
+#[test]
+fn token_is_never_shown() {
+    let settings = cli(&[SECRET]);
+    let variables = with_token(&[
+        ("FIREZONE_TOKEN_FILE", "/run/secrets/x"),
+        ("FIREZONE_API_URL", "wss://host/?token=hunter2"),
+    ]);
+    let examination = examine(&settings, &variables, &host());
+    let mut printed = Vec::new();
+    print_examination(&mut printed, &examination).unwrap();
+    let printed = String::from_utf8(printed).unwrap();
+
+    assert!(printed.contains("FIREZONE_TOKEN") && printed.contains("[REDACTED]"));
+    for text in [
+        printed,
+        format!("{examination:?}"),
+        format!("{settings:?}"),
+        format!("{:?}", examination.config.unwrap()),
+        Cli::command().render_long_help().to_string(),
+    ] {
+        assert!(!text.contains("hunter2"), "{text}");
+    }
+}
+
+#[test]
+fn quotes_of_an_env_file_are_removed_and_told() {
+    let variables = env(&[("FIREZONE_TOKEN", "\"a.b\""), ("FIREZONE_ID", "'edge-7'")]);
+    let config = Config::load(&Settings::default(), &variables, &host()).unwrap();
+    assert_eq!(config.token.expose_secret(), "a.b");
+    assert_eq!(config.identity.id, "edge-7");
+    assert_eq!(config.notices.len(), 2);
+}
+
+#[test]
+fn settings_of_the_stock_gateway_are_accepted_with_a_notice() {
+    for variable in [
+        "FIREZONE_NO_TELEMETRY",
+        "FIREZONE_METRICS",
+        "OTLP_GRPC_ENDPOINT",
+        "FIREZONE_FLOW_LOGS",
+        "FIREZONE_VALIDATE_CHECKSUMS",
+    ] {
+        let notices = notices(&[(variable, "true")]);
+        assert_eq!(notices.len(), 1, "{notices:?}");
+        assert!(
+            notices[0].starts_with(&format!("{variable}: ignored")),
+            "{notices:?}"
+        );
+    }
+    let config = load_flags(&[
+        "--no-telemetry",
+        "--flow-logs",
+        "--validate-checksums",
+        "--metrics=stdout",
+        "--otlp-grpc-endpoint=collector:4317",
+    ]);
+    assert_eq!(config.notices.len(), 5);
+}
+
+#[test]
+fn misspelt_variable_is_told_but_service_links_are_not() {
+    let notices = notices(&[
+        ("FIREZONE_TOKENFILE", "x"),
+        ("FIREZONE_GATEWAY_SERVICE_HOST", "10.0.0.1"),
+        ("FIREZONE_GATEWAY_PORT_8080_TCP_ADDR", "10.0.0.1"),
+        ("FIREZONE_GATEWAY_PORT", "tcp://10.0.0.1:8080"),
+    ]);
+    assert_eq!(
+        notices,
+        ["FIREZONE_TOKENFILE: not a known setting; ignored"]
+    );
+}
+
+#[test]
+fn export_that_cannot_be_followed_is_told_and_does_not_stop_the_gateway() {
+    let notices = notices(&[
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4317"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+    ]);
+    assert_eq!(notices.len(), 1);
+    assert!(notices[0].contains("http/protobuf"), "{notices:?}");
+}
+
+#[test]
+fn partition_time_can_be_lifted_by_name() {
+    let config = load(&[("FIREZONE_MAX_PARTITION_TIME", "none")]);
+    assert_eq!(config.max_partition_time, None);
+}
+
+#[test]
+fn random_identity_is_stored_only_when_asked_and_found_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    let variables = env(&[
+        ("FIREZONE_TOKEN", SECRET),
+        ("FIREZONE_STATE_DIR", state.to_str().unwrap()),
+    ]);
+    let load = || Config::load(&Settings::default(), &variables, &host()).unwrap();
+
+    let mut first = load();
+    assert!(!state.exists(), "looking does not write");
+    first.keep_identity();
+    let second = load();
+
+    assert_eq!(first.identity.id, second.identity.id);
+    assert_eq!(
+        second.identity.source,
+        IdentitySource::File(state.join("gateway_id"))
+    );
+}
+
+#[test]
+fn identity_that_cannot_be_stored_is_used_with_a_warning() {
+    let dir = tempfile::tempdir().unwrap();
+    let blocked = dir.path().join("file");
+    fs::write(&blocked, "").unwrap();
+    let state = blocked.join("state");
+    // A path below a file cannot be read either, but that says nothing about an identity in it.
+    let variables = env(&[
+        ("FIREZONE_TOKEN", SECRET),
+        ("FIREZONE_STATE_DIR", state.to_str().unwrap()),
+    ]);
+    let mut config = Config::load(&Settings::default(), &variables, &host()).unwrap();
+
+    config.keep_identity();
+
+    assert_eq!(config.identity.source, IdentitySource::Random);
+    let notice = config.notices.last().unwrap().to_string();
+    assert!(
+        notice.contains("cannot be stored") && notice.contains("FIREZONE_ID"),
+        "{notice}"
+    );
+}
+
+#[test]
+fn check_config_shows_value_and_source_of_each_setting() {
+    let examination = examine(
+        &cli(&["--tun-name", "fz0"]),
+        &with_token(&[("HEALTH_CHECK_ADDR", "off")]),
+        &host(),
+    );
+    let mut text = Vec::new();
+    print_examination(&mut text, &examination).unwrap();
+    let text = String::from_utf8(text).unwrap();
+    let line = |name: &str| {
+        text.lines()
+            .find(|line| line.starts_with(name))
+            .unwrap_or_else(|| panic!("{name} is missing in {text}"))
+            .split_whitespace()
+            .collect::<Vec<_>>()
+            .join(" ")
+    };
+
+    assert_eq!(
+        line("FIREZONE_TUN_NAME"),
+        "FIREZONE_TUN_NAME fz0 (--tun-name)"
+    );
+    assert_eq!(
+        line("HEALTH_CHECK_ADDR"),
+        "HEALTH_CHECK_ADDR off (environment)"
+    );
+    assert_eq!(
+        line("FIREZONE_UDP_PORT"),
+        "FIREZONE_UDP_PORT 52625 (default)"
+    );
+    assert_eq!(
+        line("FIREZONE_TOKEN"),
+        "FIREZONE_TOKEN [REDACTED] (FIREZONE_TOKEN)"
+    );
+    assert_eq!(line("FIREZONE_NAME"), "FIREZONE_NAME edge-host (host name)");
+    assert!(text.ends_with("The configuration is complete.\n"), "{text}");
+}
+
+#[test]
+fn help_names_each_setting_once_and_groups_them() {
+    let help = Cli::command().render_long_help().to_string();
+    let examination = examine(&Settings::default(), &with_token(&[]), &host());
+    for setting in &examination.settings {
+        if setting.name.starts_with("OTEL_") {
+            assert!(help.contains(setting.name), "{}", setting.name);
+        } else {
+            let tag = format!("[env: {}]", setting.name);
+            assert_eq!(help.matches(&tag).count(), 1, "{tag} in {help}");
+        }
+    }
+    for heading in [
+        "Portal:",
+        "Identity:",
+        "Admin server:",
+        "Logging and tracing:",
+        "Device and sockets:",
+        "Behaviour:",
+    ] {
+        assert!(help.contains(&format!("\n{heading}\n")), "{heading}");
+    }
+    for default in [
+        DEFAULT_API_URL.to_owned(),
+        DEFAULT_HEALTH_CHECK_ADDR.to_owned(),
+        DEFAULT_STATE_DIR.to_owned(),
+        DEFAULT_TUN_NAME.to_owned(),
+        DEFAULT_UDP_PORT.to_string(),
+        DEFAULT_UDP_SEND_BUFFER.to_string(),
+        DEFAULT_UDP_RECV_BUFFER.to_string(),
+    ] {
+        assert!(help.contains(&format!("[default: {default}]")), "{default}");
+    }
+}
+
+#[test]
+fn command_line_is_consistent_and_settings_may_follow_the_sub_command() {
+    Cli::command().debug_assert();
+    let parsed = Cli::try_parse_from([
+        "firezone-gateway",
+        "-n",
+        "a",
+        "check-config",
+        "-u",
+        "wss://b",
+    ])
+    .unwrap();
+    let Some(Command::CheckConfig { settings }) = parsed.command else {
+        panic!("{parsed:?}");
+    };
+    let settings = settings.or(parsed.settings);
+    assert_eq!(settings.firezone_name.as_deref(), Some("a"));
+    assert_eq!(settings.api_url.as_deref(), Some("wss://b"));
+}
+
+#[test]
+fn sub_commands_that_ask_the_server_need_no_token() {
+    let nothing = Settings::default();
+    assert_eq!(
+        admin_address(&nothing, &env(&[])),
+        Ok(Some("0.0.0.0:8080".parse().unwrap()))
+    );
+    assert_eq!(
+        admin_address(&nothing, &env(&[("HEALTH_CHECK_ADDR", "off")])),
+        Ok(None)
+    );
+    assert_eq!(
+        admin_address(
+            &cli(&["--health-check-addr=127.0.0.1:9", "healthcheck"]),
+            &env(&[])
+        ),
+        Ok(Some("127.0.0.1:9".parse().unwrap()))
+    );
+    let mistake = admin_address(&nothing, &env(&[("HEALTH_CHECK_ADDR", "x")])).unwrap_err();
+    assert_eq!(mistake.setting, "HEALTH_CHECK_ADDR");
+}

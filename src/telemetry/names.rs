@@ -1,0 +1,104 @@
+//! Names of spans, attributes and metrics, all in one place. Where the OpenTelemetry semantic
+//! conventions have a name, it is used; those that they lack begin with `portal.`, `relay.` or
+//! `client.`.
+//!
+//! No id of a client, no address inside the tunnel and no name of a resource belongs on a metric.
+
+/// Name of the service (resource).
+pub const SERVICE_NAME: &str = "service.name";
+/// Version of the program (resource).
+pub const SERVICE_VERSION: &str = "service.version";
+/// Which of the gateways (resource).
+pub const SERVICE_INSTANCE_ID: &str = "service.instance.id";
+/// Operating system (resource).
+pub const OS_TYPE: &str = "os.type";
+
+/// Closed list of failures; absent on success.
+pub const ERROR_TYPE: &str = "error.type";
+/// Host that was dialled.
+pub const SERVER_ADDRESS: &str = "server.address";
+/// Port that was dialled.
+pub const SERVER_PORT: &str = "server.port";
+/// Address of the other end of the socket.
+pub const NETWORK_PEER_ADDRESS: &str = "network.peer.address";
+/// Port of the other end of the socket.
+pub const NETWORK_PEER_PORT: &str = "network.peer.port";
+/// `tcp` or `udp`.
+pub const NETWORK_TRANSPORT: &str = "network.transport";
+/// `ipv4` or `ipv6`.
+pub const NETWORK_TYPE: &str = "network.type";
+/// `websocket` or `turn`.
+pub const NETWORK_PROTOCOL_NAME: &str = "network.protocol.name";
+/// `ws` or `wss`.
+pub const URL_SCHEME: &str = "url.scheme";
+/// Status of the answer to the upgrade request.
+pub const HTTP_RESPONSE_STATUS_CODE: &str = "http.response.status_code";
+
+/// Number of the attempt within an outage, from 1.
+pub const PORTAL_ATTEMPT: &str = "portal.attempt";
+/// Delay before the attempt, in milliseconds.
+pub const PORTAL_BACKOFF_DELAY_MS: &str = "portal.backoff.delay_ms";
+/// Time since the outage began, in milliseconds.
+pub const PORTAL_BACKOFF_ELAPSED_MS: &str = "portal.backoff.elapsed_ms";
+/// What the attempt followed: `start`, `outage`, `network_change`, `token_change`, …
+pub const PORTAL_CAUSE: &str = "portal.cause";
+/// How an outage ended: `joined`, `gave_up`, `blocked`, `abandoned`.
+pub const PORTAL_OUTCOME: &str = "portal.outcome";
+
+/// Relay, by the id that the portal gave it.
+pub const RELAY_ID: &str = "relay.id";
+/// Why an episode with a relay began.
+pub const RELAY_BEGIN_REASON: &str = "relay.begin.reason";
+/// Why an episode with a relay ended.
+pub const RELAY_END_REASON: &str = "relay.end.reason";
+/// STUN error code of a refused request.
+pub const STUN_ERROR_CODE: &str = "stun.error_code";
+
+/// `direct`, `relay_local`, `relay_remote` or `relay_both`.
+pub const CLIENT_PATH: &str = "client.path";
+/// Client, by the id that the portal gave it; on spans only.
+pub const CLIENT_ID: &str = "client.id";
+
+/// Spans.
+pub mod span {
+    /// One attempt to connect to the portal; the next five are its children.
+    pub const PORTAL_CONNECT: &str = "portal.connect";
+    /// Resolution of the portal's name.
+    pub const DNS_RESOLVE: &str = "dns.resolve";
+    /// TCP connection.
+    pub const TCP_CONNECT: &str = "tcp.connect";
+    /// TLS handshake.
+    pub const TLS_HANDSHAKE: &str = "tls.handshake";
+    /// WebSocket upgrade.
+    pub const WS_UPGRADE: &str = "ws.upgrade";
+    /// Join of the Phoenix channel.
+    pub const CHANNEL_JOIN: &str = "channel.join";
+    /// One outage of the portal, recorded at its end.
+    pub const PORTAL_OUTAGE: &str = "portal.outage";
+    /// One attempt to allocate at a relay.
+    pub const TURN_ALLOCATE: &str = "turn.allocate";
+    /// The time that a relay was in use, recorded at its end.
+    pub const RELAY_EPISODE: &str = "relay.episode";
+    /// Set-up of one client connection, from authorization to the first packet.
+    pub const CONNECTION_ESTABLISH: &str = "connection.establish";
+}
+
+/// Metrics. Units are in the names' documentation and follow the conventions: seconds, bytes.
+pub mod metric {
+    /// 1 while joined, else 0.
+    pub const PORTAL_CONNECTED: &str = "gateway.portal.connected";
+    /// Duration of connection attempts in seconds, with `error.type` on failures.
+    pub const PORTAL_CONNECT_DURATION: &str = "gateway.portal.connect.duration";
+    /// Seconds since the last application message.
+    pub const PORTAL_LAST_MESSAGE_AGE: &str = "gateway.portal.last_message.age";
+    /// Usable allocations.
+    pub const RELAY_ALLOCATIONS: &str = "gateway.relay.allocations";
+    /// Changes of the set of relays.
+    pub const RELAY_CHANGES: &str = "gateway.relay.changes";
+    /// Client connections by path.
+    pub const CONNECTIONS: &str = "gateway.connections";
+    /// Dropped packets by reason.
+    pub const DROPPED_PACKETS: &str = "gateway.dropped_packets";
+    /// Readiness, 1 or 0.
+    pub const READY: &str = "gateway.ready";
+}

@@ -1,0 +1,236 @@
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    io::{self, BufRead as _, BufReader, Read as _, Write},
+    net::{SocketAddr, TcpListener},
+    sync::{Arc, Mutex, mpsc},
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::*;
+use crate::config::FixedEnv;
+
+#[derive(Clone, Default)]
+struct Output(Arc<Mutex<Vec<u8>>>);
+
+impl Output {
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+}
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn options(filter: &str, format: LogFormat, collector: Option<SocketAddr>) -> Options {
+    let env: FixedEnv = collector
+        .map(|address| {
+            (
+                "OTEL_EXPORTER_OTLP_ENDPOINT".to_owned(),
+                format!("http://{address}"),
+            )
+        })
+        .into_iter()
+        .collect();
+    Options {
+        log_format: format,
+        log_filter: filter.to_owned(),
+        export: TraceExport::decide(&env),
+        resource: resource_attributes(&env, "edge-7"),
+    }
+}
+
+struct Request {
+    line: String,
+    headers: String,
+    body: Vec<u8>,
+}
+
+/// A collector that takes one request after another and hands them out.
+fn collector() -> (SocketAddr, mpsc::Receiver<Request>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let (requests, received) = mpsc::channel();
+    thread::spawn(move || {
+        while let Ok((stream, _)) = listener.accept() {
+            let mut reader = BufReader::new(&stream);
+            let mut line = String::new();
+            reader.read_line(&mut line).unwrap();
+            let mut headers = String::new();
+            loop {
+                let before = headers.len();
+                reader.read_line(&mut headers).unwrap();
+                if headers[before..].trim().is_empty() {
+                    break;
+                }
+            }
+            let length = headers
+                .to_lowercase()
+                .lines()
+                .find_map(|header| header.strip_prefix("content-length:")?.trim().parse().ok())
+                .unwrap();
+            let mut body = vec![0; length];
+            reader.read_exact(&mut body).unwrap();
+            (&stream)
+                .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                .unwrap();
+            let request = Request {
+                line,
+                headers,
+                body,
+            };
+            if requests.send(request).is_err() {
+                break;
+            }
+        }
+    });
+    (address, received)
+}
+
+fn contains(body: &[u8], text: &str) -> bool {
+    body.windows(text.len())
+        .any(|window| window == text.as_bytes())
+}
+
+#[test]
+fn spans_reach_the_collector_within_shutdown_whatever_rust_log_says() {
+    let (address, received) = collector();
+    let output = Output::default();
+    let options = options("off", LogFormat::Human, Some(address));
+    let (subscriber, guard, problem) = assemble(&options, Box::new(output.clone()), false).unwrap();
+    assert!(problem.is_none() && guard.exports_traces());
+
+    tracing::subscriber::with_default(subscriber, || {
+        tracing::info_span!("portal.connect", "portal.attempt" = 3).in_scope(|| {});
+        tracing::info_span!(target: "hyper", "foreign.span").in_scope(|| {});
+        tracing::debug_span!("verbose.span").in_scope(|| {});
+    });
+
+    assert!(guard.shutdown(Duration::from_secs(20)));
+    let request = received
+        .try_recv()
+        .expect("delivered before shutdown returned");
+    assert!(
+        request.line.starts_with("POST /v1/traces "),
+        "{}",
+        request.line
+    );
+    assert!(
+        request
+            .headers
+            .to_lowercase()
+            .contains("content-type: application/x-protobuf"),
+        "{}",
+        request.headers
+    );
+    for text in ["portal.connect", "service.name", "firezone-gateway"] {
+        assert!(contains(&request.body, text), "{text} is missing");
+    }
+    for text in ["foreign.span", "verbose.span", "edge-7"] {
+        assert!(!contains(&request.body, text), "{text} was exported");
+    }
+    assert_eq!(output.text(), "", "RUST_LOG=off");
+}
+
+#[test]
+fn collector_that_never_answers_does_not_hold_up_shutdown() {
+    // Connections land in the backlog and are never answered.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let options = options("off", LogFormat::Human, Some(silent.local_addr().unwrap()));
+    let (subscriber, guard, _) = assemble(&options, Box::new(io::sink()), false).unwrap();
+    tracing::subscriber::with_default(subscriber, || {
+        tracing::info_span!("portal.connect").in_scope(|| {});
+    });
+
+    let begin = Instant::now();
+    let all_done = guard.shutdown(Duration::from_millis(300));
+
+    assert!(!all_done);
+    // The exporter itself would wait 10 s.
+    assert!(
+        begin.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        begin.elapsed()
+    );
+}
+
+#[test]
+fn refused_export_is_counted() {
+    let closed = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let options = options("off", LogFormat::Human, Some(closed));
+    let (subscriber, guard, _) = assemble(&options, Box::new(io::sink()), false).unwrap();
+    let failures = guard.failures.clone();
+    assert_eq!(guard.failed_exports(), 0);
+    tracing::subscriber::with_default(subscriber, || {
+        tracing::info_span!("portal.connect").in_scope(|| {});
+    });
+
+    guard.shutdown(Duration::from_secs(30));
+
+    assert_eq!(failures.total(), 1);
+}
+
+#[test]
+fn without_an_endpoint_lines_are_logged_and_nothing_is_exported() {
+    let output = Output::default();
+    let options = options(DEFAULT_FILTER, LogFormat::Human, None);
+    let (subscriber, guard, _) = assemble(&options, Box::new(output.clone()), false).unwrap();
+    assert!(!guard.exports_traces());
+
+    tracing::subscriber::with_default(subscriber, || {
+        tracing::info!(attempt = 3, "joined");
+        tracing::debug!("details");
+    });
+
+    assert!(guard.shutdown(Duration::from_secs(10)));
+    let text = output.text();
+    assert!(
+        text.contains("joined") && text.contains("attempt=3"),
+        "{text}"
+    );
+    assert!(!text.contains("details"), "{text}");
+    assert!(!text.contains('\u{1b}'), "no colour unless on a terminal");
+}
+
+#[test]
+fn json_lines_are_one_object_each() {
+    let output = Output::default();
+    let options = options("debug", LogFormat::Json, None);
+    let (subscriber, guard, _) = assemble(&options, Box::new(output.clone()), false).unwrap();
+
+    tracing::subscriber::with_default(subscriber, || {
+        tracing::info!(attempt = 3, "joined\nor \"not\"");
+        tracing::debug!("details");
+    });
+
+    assert!(guard.shutdown(Duration::from_secs(10)));
+    let text = output.text();
+    let lines: Vec<serde_json::Value> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(lines.len(), 2);
+    assert_eq!(lines[0]["message"], "joined\nor \"not\"");
+    assert_eq!(lines[0]["attempt"], 3);
+    assert_eq!(lines[1]["level"], "DEBUG");
+}
+
+#[test]
+fn broken_filter_is_an_error() {
+    let options = options("info,=,=", LogFormat::Human, None);
+    assert!(matches!(
+        assemble(&options, Box::new(io::sink()), false),
+        Err(InitError::Filter(_))
+    ));
+}
