@@ -2,5 +2,8 @@
 //! tests put them. The doubles follow the protocol's description and share no code with the
 //! gateway.
 
+pub mod collector;
 pub mod netns;
+pub mod portal;
 pub mod scenario;
+pub mod web;

@@ -1,0 +1,247 @@
+//! A trace collector for tests: OTLP/HTTP with binary protobuf in, JSON out.
+//!
+//! Spans are kept as received. Nothing is sampled, merged or renamed, so that a test sees exactly
+//! what the exporter sent.
+
+mod span;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, Query, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use opentelemetry_proto::tonic::collector::logs::v1::{
+    ExportLogsServiceRequest, ExportLogsServiceResponse,
+};
+use opentelemetry_proto::tonic::collector::metrics::v1::{
+    ExportMetricsServiceRequest, ExportMetricsServiceResponse,
+};
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
+use prost::Message;
+use serde::{Deserialize, Serialize};
+
+pub use span::Span;
+
+/// Largest export request accepted, in bytes.
+const MAX_REQUEST: usize = 64 * 1024 * 1024;
+
+/// What has been received so far; clones share the same contents.
+#[derive(Clone)]
+pub struct Store {
+    inner: Arc<Mutex<Inner>>,
+    capacity: usize,
+}
+
+#[derive(Default)]
+struct Inner {
+    spans: VecDeque<Span>,
+    stats: Stats,
+}
+
+/// Number of things received since start or since the last `DELETE /spans`.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Stats {
+    /// Export requests to `/v1/traces`.
+    pub trace_requests: u64,
+    /// Export requests to `/v1/metrics`.
+    pub metric_requests: u64,
+    /// Export requests to `/v1/logs`.
+    pub log_requests: u64,
+    /// Spans received, including those that no longer fit.
+    pub spans: u64,
+    /// Metrics received.
+    pub metrics: u64,
+    /// Log records received.
+    pub logs: u64,
+    /// Requests refused (wrong media type, encoding or contents).
+    pub refused: u64,
+}
+
+impl Store {
+    /// An empty store for at most `capacity` spans.
+    pub fn with_capacity(capacity: usize) -> Self {
+        Self {
+            inner: Arc::default(),
+            capacity,
+        }
+    }
+
+    /// All spans that match `filter`, in order of arrival.
+    pub fn spans(&self, filter: &Filter) -> Vec<Span> {
+        self.with(|inner| {
+            inner
+                .spans
+                .iter()
+                .filter(|span| filter.matches(span))
+                .cloned()
+                .collect()
+        })
+    }
+
+    /// Counters.
+    pub fn stats(&self) -> Stats {
+        self.with(|inner| inner.stats.clone())
+    }
+
+    fn with<T>(&self, f: impl FnOnce(&mut Inner) -> T) -> T {
+        f(&mut self.inner.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Query of `GET /spans`; every given part must match.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub struct Filter {
+    /// Exact span name.
+    pub name: Option<String>,
+    /// Trace id, lower-case hex.
+    pub trace_id: Option<String>,
+    /// Parent span id, lower-case hex; empty selects root spans.
+    pub parent_span_id: Option<String>,
+    /// `service.name` of the resource.
+    pub service: Option<String>,
+}
+
+impl Filter {
+    fn matches(&self, span: &Span) -> bool {
+        fn agrees(wanted: Option<&str>, actual: &str) -> bool {
+            wanted.is_none_or(|wanted| wanted == actual)
+        }
+        agrees(self.name.as_deref(), &span.name)
+            && agrees(self.trace_id.as_deref(), &span.trace_id)
+            && agrees(self.parent_span_id.as_deref(), &span.parent_span_id)
+            && self.service.as_deref().is_none_or(|wanted| {
+                span.resource.get("service.name").and_then(|v| v.as_str()) == Some(wanted)
+            })
+    }
+}
+
+/// Routes of the collector.
+pub fn router(store: Store) -> Router {
+    Router::new()
+        .route("/v1/traces", post(traces))
+        .route("/v1/metrics", post(metrics))
+        .route("/v1/logs", post(logs))
+        .route("/spans", get(list).delete(clear))
+        .route("/stats", get(stats))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .layer(DefaultBodyLimit::max(MAX_REQUEST))
+        .with_state(store)
+}
+
+async fn list(State(store): State<Store>, Query(filter): Query<Filter>) -> Json<Vec<Span>> {
+    Json(store.spans(&filter))
+}
+
+async fn clear(State(store): State<Store>) -> StatusCode {
+    store.with(|inner| *inner = Inner::default());
+    StatusCode::NO_CONTENT
+}
+
+async fn stats(State(store): State<Store>) -> Json<Stats> {
+    Json(store.stats())
+}
+
+async fn traces(State(store): State<Store>, headers: HeaderMap, body: Bytes) -> Response {
+    receive(&store, &headers, &body, |inner, request| {
+        inner.stats.trace_requests += 1;
+        for span in span::flatten(request) {
+            inner.stats.spans += 1;
+            inner.spans.push_back(span);
+        }
+        while inner.spans.len() > store.capacity {
+            inner.spans.pop_front();
+        }
+        ExportTraceServiceResponse::default()
+    })
+}
+
+async fn metrics(State(store): State<Store>, headers: HeaderMap, body: Bytes) -> Response {
+    receive(
+        &store,
+        &headers,
+        &body,
+        |inner, request: ExportMetricsServiceRequest| {
+            inner.stats.metric_requests += 1;
+            inner.stats.metrics += request
+                .resource_metrics
+                .iter()
+                .flat_map(|resource| &resource.scope_metrics)
+                .map(|scope| scope.metrics.len() as u64)
+                .sum::<u64>();
+            ExportMetricsServiceResponse::default()
+        },
+    )
+}
+
+async fn logs(State(store): State<Store>, headers: HeaderMap, body: Bytes) -> Response {
+    receive(
+        &store,
+        &headers,
+        &body,
+        |inner, request: ExportLogsServiceRequest| {
+            inner.stats.log_requests += 1;
+            inner.stats.logs += request
+                .resource_logs
+                .iter()
+                .flat_map(|resource| &resource.scope_logs)
+                .map(|scope| scope.log_records.len() as u64)
+                .sum::<u64>();
+            ExportLogsServiceResponse::default()
+        },
+    )
+}
+
+/// Decodes an export request and answers as OTLP/HTTP asks: 200 with an empty response message,
+/// 415 for what is not binary protobuf, 400 for what does not decode.
+fn receive<Request, Reply>(
+    store: &Store,
+    headers: &HeaderMap,
+    body: &[u8],
+    accept: impl FnOnce(&mut Inner, Request) -> Reply,
+) -> Response
+where
+    Request: Message + Default,
+    Reply: Message,
+{
+    let refuse = |status: StatusCode, why: String| {
+        tracing::warn!(%status, why, "export refused");
+        store.with(|inner| inner.stats.refused += 1);
+        (status, why).into_response()
+    };
+    let value = |name| {
+        headers
+            .get(name)
+            .and_then(|v| v.to_str().ok())
+            .unwrap_or("")
+    };
+    let media_type = value(header::CONTENT_TYPE);
+    if media_type.split(';').next().map(str::trim) != Some("application/x-protobuf") {
+        return refuse(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            format!("content type {media_type:?}, only application/x-protobuf is understood"),
+        );
+    }
+    if !matches!(value(header::CONTENT_ENCODING), "" | "identity") {
+        return refuse(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "compressed requests are not understood".to_owned(),
+        );
+    }
+    match Request::decode(body) {
+        Ok(request) => {
+            let reply = store.with(|inner| accept(inner, request));
+            (
+                [(header::CONTENT_TYPE, "application/x-protobuf")],
+                reply.encode_to_vec(),
+            )
+                .into_response()
+        }
+        Err(error) => refuse(StatusCode::BAD_REQUEST, format!("not decodable: {error}")),
+    }
+}
