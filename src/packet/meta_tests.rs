@@ -366,13 +366,22 @@ fn source_routes_are_refused() {
     for kind in [131, 137] {
         let direct = ip4_options(&[kind, 7, 4, 10, 9, 9, 9, 0], 17, &udp);
         assert_eq!(Meta::parse(&direct), Err(Malformed::SourceRouted));
-        let behind = ip4_options(&[1, 7, 3, 4, kind, 7, 4, 10, 9, 9, 9, 0], 17, &udp);
+        let behind = ip4_options(
+            &[1, 7, 3, 4, kind, 7, 4, 10, 9, 9, 9, 0],
+            17,
+            &udp,
+        );
         assert_eq!(Meta::parse(&behind), Err(Malformed::SourceRouted));
         // Behind the end of the list the byte means nothing.
         let after_end = ip4_options(&[0, kind, 7, 4], 17, &udp);
         assert!(Meta::parse(&after_end).is_ok());
     }
-    let routed = [&[17u8, 2, 0, 1, 0, 0, 0, 0][..], &[0xFD; 16], &udp].concat();
+    let routed = [
+        &[17u8, 2, 0, 1, 0, 0, 0, 0][..],
+        &[0xFD; 16],
+        &udp,
+    ]
+    .concat();
     assert_eq!(
         Meta::parse(&ip6(C6, R6, 43, &routed)),
         Err(Malformed::SourceRouted)
