@@ -1,0 +1,463 @@
+#![allow(clippy::unwrap_used)]
+
+use std::io;
+use std::time::{Duration, UNIX_EPOCH};
+
+use rustix::io::Errno;
+
+use super::checks::{TunError, judge_nftables, judge_tun_device};
+use super::*;
+
+/// The files of a host on which everything is as it should be, but for the TUN device.
+const HEALTHY: &[(&str, &str)] = &[
+    (
+        "proc/self/status",
+        "Name:\tfirezone-gateway\nUid:\t0\t0\t0\t0\nCapPrm:\t0000000000001000\nCapEff:\t0000000000001000\nCapBnd:\t0000000000001000\n",
+    ),
+    ("proc/sys/net/ipv4/ip_forward", "1\n"),
+    ("proc/sys/net/ipv4/conf/all/rp_filter", "0\n"),
+    ("proc/sys/net/ipv4/conf/default/rp_filter", "2\n"),
+    ("proc/sys/net/ipv4/conf/all/src_valid_mark", "0\n"),
+    ("proc/sys/net/ipv6/conf/all/forwarding", "1\n"),
+    ("proc/sys/net/ipv6/conf/all/disable_ipv6", "0\n"),
+    ("proc/sys/net/ipv6/conf/default/disable_ipv6", "0\n"),
+    ("proc/sys/net/core/rmem_max", "16777216\n"),
+    ("proc/sys/net/core/wmem_max", "16777216\n"),
+    (
+        "etc/resolv.conf",
+        "# comment\nsearch example.com\nnameserver 192.0.2.1\nnameserver 2001:db8::1\n",
+    ),
+];
+
+struct Host(tempfile::TempDir);
+
+impl Host {
+    fn healthy() -> Self {
+        let host = Self(tempfile::tempdir().unwrap());
+        for (path, content) in HEALTHY {
+            host.write(path, content);
+        }
+        host
+    }
+
+    fn with(path: &str, content: &str) -> Self {
+        let host = Self::healthy();
+        host.write(path, content);
+        host
+    }
+
+    fn without(path: &str) -> Self {
+        let host = Self::healthy();
+        let path = host.0.path().join(path);
+        if path.is_dir() {
+            std::fs::remove_dir_all(path).unwrap();
+        } else {
+            std::fs::remove_file(path).unwrap();
+        }
+        host
+    }
+
+    fn write(&self, path: &str, content: &str) {
+        let path = self.0.path().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, content).unwrap();
+    }
+
+    fn environment(&self) -> Environment<'static> {
+        Environment {
+            root: self.0.path().to_owned(),
+            state_directory: PathBuf::from("/var/lib/firezone"),
+            now: UNIX_EPOCH + Duration::from_secs(1_800_000_000),
+            nftables: Nftables::Known(&Ok(())),
+            make_tun_device: false,
+        }
+    }
+
+    fn finding(&self, check: Check) -> Finding {
+        find(&self.environment(), check)
+    }
+}
+
+fn find(environment: &Environment<'_>, check: Check) -> Finding {
+    run(environment)
+        .into_iter()
+        .find(|finding| finding.check == check)
+        .unwrap()
+}
+
+/// Asserts the level, a part of the finding, and the exact lines for the three platforms.
+#[track_caller]
+fn assert_finding(finding: &Finding, level: Level, found: &str, lines: [&str; 3]) {
+    assert_eq!(finding.level, level, "{finding:?}");
+    assert!(finding.found.contains(found), "{finding:?}");
+    for (platform, line) in [Platform::Compose, Platform::Kubernetes, Platform::Host]
+        .into_iter()
+        .zip(lines)
+    {
+        let message = finding.message(platform);
+        assert!(message.contains(line), "{line:?} not in {message:?}");
+        assert!(message.contains(found), "{message:?}");
+    }
+}
+
+#[track_caller]
+fn assert_ok(finding: &Finding) {
+    assert_eq!(
+        (finding.level, &finding.fix),
+        (Level::Ok, &None),
+        "{finding:?}"
+    );
+}
+
+#[test]
+fn every_check_reports_once_and_a_healthy_host_needs_nothing() {
+    let findings = run(&Host::healthy().environment());
+    let checks: Vec<Check> = findings.iter().map(|finding| finding.check).collect();
+    assert_eq!(checks, Check::ALL);
+    for finding in findings {
+        // The fake tree cannot hold a device.
+        if finding.check != Check::TunDevice {
+            assert_ok(&finding);
+        }
+    }
+}
+
+#[test]
+fn missing_tun_device_names_the_devices_line() {
+    assert_finding(
+        &Host::healthy().finding(Check::TunDevice),
+        Level::Error,
+        "/dev/net/tun is missing",
+        [
+            r#"devices: ["/dev/net/tun:/dev/net/tun"]"#,
+            "hostPath: {path: /dev/net/tun, type: CharDevice}",
+            "DeviceAllow=/dev/net/tun rw",
+        ],
+    );
+}
+
+#[test]
+fn file_in_place_of_the_tun_device_is_recognised() {
+    let finding = Host::with("dev/net/tun", "").finding(Check::TunDevice);
+    assert_eq!(finding.level, Level::Error);
+    assert!(
+        finding.found.contains("not the TUN device"),
+        "{}",
+        finding.found
+    );
+}
+
+#[test]
+fn tun_device_that_may_not_be_opened_names_the_devices_line() {
+    let verdict = judge_tun_device(Err(TunError::Open(Errno::PERM.into())), false);
+    assert_eq!(verdict.level, Level::Error);
+    assert!(verdict.found.contains("cannot be opened"));
+    assert_eq!(
+        verdict.fix.unwrap().compose,
+        r#"devices: ["/dev/net/tun:/dev/net/tun"]"#
+    );
+}
+
+#[test]
+fn tun_device_without_a_driver_names_the_module() {
+    let verdict = judge_tun_device(Err(TunError::Open(Errno::NODEV.into())), false);
+    assert_eq!(verdict.level, Level::Error);
+    assert!(verdict.found.contains("no TUN driver"));
+    assert!(verdict.fix.unwrap().compose.contains("modprobe tun"));
+}
+
+#[test]
+fn usable_tun_device_needs_nothing() {
+    for made in [false, true] {
+        let verdict = judge_tun_device(Ok(()), made);
+        assert_eq!(verdict.level, Level::Ok);
+        assert_eq!(verdict.found.contains("has been made"), made);
+    }
+}
+
+#[test]
+fn missing_net_admin_names_the_cap_add_line() {
+    let host = Host::with(
+        "proc/self/status",
+        "Uid:\t0\t0\t0\t0\nCapEff:\t00000000a80425fb\nCapBnd:\t00000000a80425fb\n",
+    );
+    assert_finding(
+        &host.finding(Check::NetAdmin),
+        Level::Error,
+        "CAP_NET_ADMIN is missing",
+        [
+            r#"cap_add: ["NET_ADMIN"]"#,
+            r#"securityContext: {capabilities: {add: ["NET_ADMIN"]}}"#,
+            "AmbientCapabilities=CAP_NET_ADMIN",
+        ],
+    );
+}
+
+#[test]
+fn net_admin_out_of_reach_of_the_user_names_the_user_line() {
+    let host = Host::with(
+        "proc/self/status",
+        "Uid:\t65532\t65532\t65532\t65532\nCapEff:\t0000000000000000\nCapBnd:\t0000000000001000\n",
+    );
+    assert_finding(
+        &host.finding(Check::NetAdmin),
+        Level::Error,
+        "runs as user 65532",
+        [
+            r#"user: "0:0""#,
+            "runAsUser: 0",
+            "AmbientCapabilities=CAP_NET_ADMIN",
+        ],
+    );
+}
+
+#[test]
+fn unreadable_process_status_is_a_warning_not_an_error() {
+    let finding = Host::without("proc/self/status").finding(Check::NetAdmin);
+    assert_eq!(finding.level, Level::Warning);
+}
+
+#[test]
+fn ipv4_forwarding_off_is_an_error_with_the_sysctls_line() {
+    assert_finding(
+        &Host::with("proc/sys/net/ipv4/ip_forward", "0\n").finding(Check::ForwardingIpv4),
+        Level::Error,
+        "net.ipv4.ip_forward=0",
+        [
+            r#"sysctls: {net.ipv4.ip_forward: "1"}"#,
+            r#"securityContext: {sysctls: [{name: net.ipv4.ip_forward, value: "1"}]}"#,
+            "sysctl -w net.ipv4.ip_forward=1",
+        ],
+    );
+    let unknown = Host::without("proc/sys/net/ipv4/ip_forward").finding(Check::ForwardingIpv4);
+    assert_eq!(unknown.level, Level::Warning);
+}
+
+#[test]
+fn ipv6_forwarding_off_is_a_warning_with_the_sysctls_line() {
+    assert_finding(
+        &Host::with("proc/sys/net/ipv6/conf/all/forwarding", "0\n").finding(Check::ForwardingIpv6),
+        Level::Warning,
+        "net.ipv6.conf.all.forwarding=0",
+        [
+            r#"sysctls: {net.ipv6.conf.all.forwarding: "1"}"#,
+            r#"{name: net.ipv6.conf.all.forwarding, value: "1"}"#,
+            "sysctl -w net.ipv6.conf.all.forwarding=1",
+        ],
+    );
+}
+
+#[test]
+fn kernel_without_ipv6_is_one_warning_not_two() {
+    let host = Host::without("proc/sys/net/ipv6");
+    assert_ok(&host.finding(Check::ForwardingIpv6));
+    assert_finding(
+        &host.finding(Check::Ipv6Enabled),
+        Level::Warning,
+        "the kernel has no IPv6",
+        ["ipv6.disable=1", "ipv6.disable=1", "ipv6.disable=1"],
+    );
+}
+
+#[test]
+fn strict_reverse_path_filter_wants_src_valid_mark() {
+    let lines = [
+        r#"sysctls: {net.ipv4.conf.all.src_valid_mark: "1"}"#,
+        r#"{name: net.ipv4.conf.all.src_valid_mark, value: "1"}"#,
+        "sysctl -w net.ipv4.conf.all.src_valid_mark=1",
+    ];
+    let host = Host::with("proc/sys/net/ipv4/conf/all/rp_filter", "1\n");
+    host.write("proc/sys/net/ipv4/conf/default/rp_filter", "0\n");
+    assert_finding(
+        &host.finding(Check::SrcValidMark),
+        Level::Warning,
+        "rp_filter=1",
+        lines,
+    );
+    host.write("proc/sys/net/ipv4/conf/all/src_valid_mark", "1\n");
+    assert_ok(&host.finding(Check::SrcValidMark));
+}
+
+#[test]
+fn loose_default_overrides_a_strict_reverse_path_filter() {
+    // The kernel uses the larger value, and 2 is loose.
+    assert_ok(
+        &Host::with("proc/sys/net/ipv4/conf/all/rp_filter", "1\n").finding(Check::SrcValidMark),
+    );
+}
+
+#[test]
+fn ipv6_switched_off_names_the_sysctls_line() {
+    for scope in ["all", "default"] {
+        let path = format!("proc/sys/net/ipv6/conf/{scope}/disable_ipv6");
+        assert_finding(
+            &Host::with(&path, "1\n").finding(Check::Ipv6Enabled),
+            Level::Warning,
+            "disable_ipv6=1",
+            [
+                r#"sysctls: {net.ipv6.conf.all.disable_ipv6: "0"}"#,
+                r#"{name: net.ipv6.conf.all.disable_ipv6, value: "0"}"#,
+                "sysctl -w net.ipv6.conf.all.disable_ipv6=0",
+            ],
+        );
+    }
+}
+
+#[test]
+fn refused_nftables_names_the_capability_and_a_lacking_kernel_the_modules() {
+    let refused = judge_nftables(Some(&NftError::NotPermitted));
+    assert_eq!(refused.level, Level::Error);
+    assert_eq!(refused.fix.unwrap().compose, r#"cap_add: ["NET_ADMIN"]"#);
+
+    let lacking = Err(NftError::Unsupported {
+        step: "masquerade IPv4",
+        source: io::Error::from_raw_os_error(95),
+    });
+    let host = Host::healthy();
+    let mut environment = host.environment();
+    environment.nftables = Nftables::Known(&lacking);
+    assert_finding(
+        &find(&environment, Check::Nftables),
+        Level::Warning,
+        "cannot masquerade IPv4",
+        ["modprobe -a nf_tables nft_chain_nat nft_masq"; 3],
+    );
+
+    environment.nftables = Nftables::Unused;
+    assert_ok(&find(&environment, Check::Nftables));
+}
+
+#[test]
+fn low_socket_buffer_limits_name_the_command_for_the_machine() {
+    for (name, wanted) in [("rmem", "16777216"), ("wmem", "2097152")] {
+        let line = format!("sysctl -w net.core.{name}_max={wanted}");
+        assert_finding(
+            &Host::with(&format!("proc/sys/net/core/{name}_max"), "212992\n")
+                .finding(Check::UdpBuffers),
+            Level::Warning,
+            &format!("net.core.{name}_max=212992"),
+            [&line; 3],
+        );
+    }
+}
+
+#[test]
+fn invisible_socket_buffer_limits_are_no_finding() {
+    assert_ok(&Host::without("proc/sys/net/core").finding(Check::UdpBuffers));
+}
+
+#[test]
+fn clock_before_2024_is_an_error() {
+    let host = Host::healthy();
+    let mut environment = host.environment();
+    for (now, reads) in [
+        (UNIX_EPOCH, "1970-01-01T00:00:00Z"),
+        (
+            UNIX_EPOCH + Duration::from_secs(1_704_067_199),
+            "2023-12-31T23:59:59Z",
+        ),
+        (UNIX_EPOCH - Duration::from_secs(1), "a time before 1970"),
+    ] {
+        environment.now = now;
+        assert_finding(
+            &find(&environment, Check::Clock),
+            Level::Error,
+            reads,
+            ["timedatectl set-ntp true"; 3],
+        );
+    }
+    environment.now = UNIX_EPOCH + Duration::from_secs(1_704_067_200);
+    assert_ok(&find(&environment, Check::Clock));
+}
+
+#[test]
+fn state_directory_is_made_and_left_empty() {
+    let host = Host::healthy();
+    assert_ok(&host.finding(Check::StateDirectory));
+    let directory = host.0.path().join("var/lib/firezone");
+    assert_eq!(std::fs::read_dir(directory).unwrap().count(), 0);
+}
+
+#[test]
+fn state_directory_that_cannot_be_written_names_the_volume() {
+    // A file in the way stops root too, unlike permission bits.
+    assert_finding(
+        &Host::with("var/lib", "").finding(Check::StateDirectory),
+        Level::Warning,
+        "/var/lib/firezone cannot be written",
+        [
+            r#"volumes: ["firezone-gateway:/var/lib/firezone"]"#,
+            "volumeMounts: [{name: state, mountPath: /var/lib/firezone}]",
+            "StateDirectory=firezone",
+        ],
+    );
+}
+
+#[test]
+fn missing_resolver_configuration_is_an_error_and_an_empty_one_a_warning() {
+    let lines = [
+        r#"dns: ["192.0.2.53"]"#,
+        r#"dnsConfig: {nameservers: ["192.0.2.53"]}"#,
+        "nameserver 192.0.2.53",
+    ];
+    assert_finding(
+        &Host::without("etc/resolv.conf").finding(Check::ResolvConf),
+        Level::Error,
+        "/etc/resolv.conf cannot be read",
+        lines,
+    );
+    assert_finding(
+        &Host::with(
+            "etc/resolv.conf",
+            "search example.com\n#nameserver 192.0.2.1\n",
+        )
+        .finding(Check::ResolvConf),
+        Level::Warning,
+        "names no nameserver",
+        lines,
+    );
+}
+
+#[test]
+fn nameservers_are_listed() {
+    let finding = Host::healthy().finding(Check::ResolvConf);
+    assert_eq!(finding.found, "nameservers: 192.0.2.1, 2001:db8::1");
+}
+
+#[test]
+fn status_document_gets_name_level_and_the_compose_line() {
+    let finding = Host::with("proc/sys/net/ipv4/ip_forward", "0\n").finding(Check::ForwardingIpv4);
+    let status = HostFinding::from(&finding);
+    assert_eq!(status.name, "forwarding_ipv4");
+    assert_eq!(status.level, "error");
+    assert_eq!(status.found, finding.found);
+    assert_eq!(
+        status.fix.as_deref(),
+        Some(r#"sysctls: {net.ipv4.ip_forward: "1"}"#)
+    );
+    let pod = finding.to_status(Platform::Kubernetes);
+    assert!(pod.fix.unwrap().starts_with("securityContext:"));
+}
+
+#[test]
+fn names_in_the_status_document_match_the_serialised_ones() {
+    for check in Check::ALL {
+        assert_eq!(serde_json::to_value(check).unwrap(), check.as_str());
+    }
+    for level in [Level::Ok, Level::Warning, Level::Error] {
+        assert_eq!(serde_json::to_value(level).unwrap(), level.as_str());
+    }
+}
+
+#[test]
+fn platform_is_guessed_from_what_the_runtime_leaves() {
+    let host = Host::healthy();
+    assert_eq!(Platform::detect(host.0.path()), Platform::Host);
+    host.write(".dockerenv", "");
+    assert_eq!(Platform::detect(host.0.path()), Platform::Compose);
+    host.write(
+        "etc/hosts",
+        "# Kubernetes-managed hosts file (host network).\n127.0.0.1 localhost\n",
+    );
+    assert_eq!(Platform::detect(host.0.path()), Platform::Kubernetes);
+}
