@@ -3,27 +3,36 @@
 //! What is missing is named in the status and tried again; the process stays up, so that the
 //! message can be read where operators look (`/readyz?verbose`, `status`).
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use crate::admin::model::{DeviceStatus, HostFinding};
 use crate::config::Config;
 use crate::device::Tun;
-use crate::host::{nft, preflight};
+use crate::host::nft::{self, NftError};
+use crate::host::preflight::{self, Environment, Nftables, Platform};
+use crate::host::buffers;
 use crate::net::{SocketOptions, Sockets};
 
 /// Device and sockets.
 pub(super) struct Host {
     pub(super) tun: Arc<Tun>,
     pub(super) sockets: Arc<Sockets>,
+    masquerading: Result<(), NftError>,
 }
 
 impl Host {
-    /// Makes the device, binds the sockets and installs masquerading.
+    /// Makes the device, binds the sockets and installs masquerading. Without masquerading the
+    /// gateway still serves resources that know a way back, so that is only a finding.
     ///
     /// # Errors
     /// What is missing, in words that name the setting to change.
     pub(super) fn acquire(config: &Config) -> Result<Self, String> {
+        if config.raise_buffer_limits {
+            let report = buffers::raise(Path::new("/"));
+            tracing::debug!(receive = %report.receive, send = %report.send, "socket buffer limits");
+        }
         let tun = Tun::create(&config.tun_name).map_err(|e| e.to_string())?;
         let sockets = Sockets::bind(SocketOptions {
             port: config.udp_port,
@@ -31,11 +40,29 @@ impl Host {
             recv_buffer: config.udp_recv_buffer,
         })
         .map_err(|e| format!("cannot bind a UDP socket: {e}"))?;
-        nft::install(tun.name()).map_err(|e| format!("cannot install masquerading: {e}"))?;
         Ok(Self {
+            masquerading: nft::install(tun.name()),
             tun: Arc::new(tun),
             sockets: Arc::new(sockets),
         })
+    }
+
+    /// Looks at the host anew, and restores masquerading if somebody has flushed it.
+    pub(super) fn check(&mut self, config: &Config) -> Vec<HostFinding> {
+        if !matches!(nft::is_installed(), Ok(true)) {
+            if self.masquerading.is_ok() {
+                tracing::warn!("The nftables rules are gone; installing them again");
+            }
+            self.masquerading = nft::install(self.tun.name());
+        }
+        findings(config, Nftables::Known(&self.masquerading))
+    }
+
+    /// Takes back what the device does not take with it when it goes.
+    pub(super) fn release(&self) {
+        if let Err(error) = nft::remove() {
+            tracing::debug!(%error, "nftables rules not removed");
+        }
     }
 
     /// What to show about the device.
@@ -73,13 +100,26 @@ impl Host {
     }
 }
 
-/// Looks at the host anew.
-pub(super) fn findings(config: &Config) -> Vec<HostFinding> {
+/// Looks at the host before there is a device.
+pub(super) fn first_findings(config: &Config) -> Vec<HostFinding> {
+    findings(config, Nftables::Probe(&config.tun_name))
+}
+
+fn findings(config: &Config, nftables: Nftables<'_>) -> Vec<HostFinding> {
     if !config.check_host {
         return Vec::new();
     }
-    preflight::run(Path::new("/"), &config.state_dir)
+    let root = PathBuf::from("/");
+    let platform = Platform::detect(&root);
+    let environment = Environment {
+        root,
+        state_directory: config.state_dir.clone(),
+        now: SystemTime::now(),
+        nftables,
+        make_tun_device: true,
+    };
+    preflight::run(&environment)
         .iter()
-        .map(HostFinding::from)
+        .map(|finding| finding.to_status(platform))
         .collect()
 }

@@ -19,7 +19,6 @@ use crate::config::{Config, ExitStatus};
 use crate::datapath::peers::PeerTable;
 use crate::datapath::worker::{Counters, Slow, Stop, Worker};
 use crate::host::network::Network;
-use crate::host::nft;
 use crate::net;
 use crate::portal::driver::Driver;
 use crate::portal::messages::{Egress, Interface};
@@ -74,7 +73,7 @@ pub(super) async fn run(
 ) -> anyhow::Result<ExitStatus> {
     let mut signals = Signals::new()?;
     let mut around = Surroundings {
-        host: host_setup::findings(&config),
+        host: host_setup::first_findings(&config),
         ..Surroundings::default()
     };
     report(&around);
@@ -86,12 +85,13 @@ pub(super) async fn run(
         facts,
         liveness,
     };
-    let host = match wait_for_host(&config, &mut around, &publisher, &mut signals).await {
+    let mut host = match wait_for_host(&config, &mut around, &publisher, &mut signals).await {
         Some(Ok(host)) => host,
         Some(Err(())) => return Ok(ExitStatus::HostLacks),
         None => return Ok(ExitStatus::Ok),
     };
     around.device = host.describe();
+    around.host = host.check(&config);
     let mut slow_path = SlowPath::new(config, around, publisher, host)?;
     let exit = slow_path.serve(&mut signals).await;
     slow_path.shut_down(&mut signals).await;
@@ -148,7 +148,7 @@ async fn wait_for_host(
                 },
             }
         }
-        around.host = host_setup::findings(config);
+        around.host = host_setup::first_findings(config);
     }
 }
 
@@ -442,7 +442,7 @@ impl SlowPath {
         }
         if now.duration_since(self.checked) >= HOST_CHECK {
             self.checked = now;
-            self.around.host = host_setup::findings(&self.config);
+            self.around.host = self.host.check(&self.config);
         }
         // A worker turns its loop at least once a second; one that does not is stuck or gone.
         let ticked = self.counters[1].ticked.load(Ordering::Relaxed);
@@ -486,9 +486,7 @@ impl SlowPath {
         if let Some(worker) = self.worker.take() {
             worker.stop();
         }
-        if let Err(error) = nft::remove() {
-            tracing::debug!(%error, "nftables rules not removed");
-        }
+        self.host.release();
         if let Some(network) = &self.network
             && let Err(error) = network.cleanup().await
         {

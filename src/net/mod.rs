@@ -14,7 +14,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 /// Routing mark of every socket of this process, so that its packets never take the tunnel's
 /// routes (data-path spec §9).
-pub const FWMARK: u32 = 0xfd00_2021;
+pub const FWMARK: u32 = crate::host::constants::FWMARK;
 
 /// Room for one receive buffer: the largest train of datagrams that GRO can hand over.
 const RECV_BUFFER: usize = 65_535;
