@@ -367,7 +367,7 @@ wait_until() {
 }
 
 gateway_health_is() { [ "$("${DOCKER[@]}" inspect -f '{{.State.Health.Status}}' "$(container gateway)")" = "$1" ]; }
-portal_answers() { inside portal curl -sS -o /dev/null --max-time 2 http://127.0.0.1:8082/; }
+portal_answers() { inside portal curl -fsS -o /dev/null --max-time 2 http://127.0.0.1:8082/healthz; }
 
 # The path of the client's connection as the gateway sees it: direct, relay_..., or nothing.
 # Read from the JSON without jq, which not every machine has; the status has one "path" per client.
