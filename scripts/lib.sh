@@ -72,24 +72,24 @@ DOCKER=(docker)
 COMPOSE=()
 
 docker_answers() {
-    if docker info >/dev/null 2>&1; then DOCKER=(docker); return 0; fi
+    if docker version >/dev/null 2>&1; then DOCKER=(docker); return 0; fi
     # The daemon may be up and only this user not be in its group.
-    if [ "$(id -u)" != 0 ] && have sudo && sudo docker info >/dev/null 2>&1; then
+    if [ "$(id -u)" != 0 ] && have sudo && sudo docker version >/dev/null 2>&1; then
         DOCKER=(sudo docker); return 0
     fi
     return 1
 }
 
 wait_for_docker() {
-    local i
-    for i in $(seq "$1"); do docker_answers && return 0; sleep 1; done
-    return 1
+    local end=$((SECONDS + $1))
+    until docker_answers; do [ $SECONDS -lt $end ] || return 1; sleep 0.5; done
 }
 
 remember() { as_root mkdir -p "$RUN_DIR"; printf '%s\n' "$2" | as_root tee "$RUN_DIR/$1" >/dev/null; }
 
 start_docker() {
-    docker_answers && return 0
+    # On a busy machine a running daemon may miss one question.
+    if as_root kill -0 "$(cat /var/run/docker.pid 2>/dev/null)" 2>/dev/null && wait_for_docker 30; then return 0; fi
     step "Starting Docker"
     if [ -d /run/systemd/system ] && have systemctl; then
         as_root systemctl start docker >/dev/null 2>&1 || true
@@ -100,7 +100,6 @@ start_docker() {
         wait_for_docker 5 && { remember dockerd "service docker stop"; return 0; }
         as_root service docker stop >/dev/null 2>&1 || true
     fi
-    have dockerd || [ -x /usr/sbin/dockerd ] || die "Docker is installed as a client only: no dockerd here, and 'docker info' reaches none. Start your Docker (Docker Desktop, a remote context, ...) and run this again."
     as_root mkdir -p "$RUN_DIR"
     # A new session, so that Ctrl-C in this terminal does not take the daemon along.
     as_root setsid -f sh -c "echo \$\$ >$RUN_DIR/dockerd.pid; PATH=\$PATH:/usr/sbin:/sbin exec dockerd >$RUN_DIR/dockerd.log 2>&1 </dev/null"
@@ -122,6 +121,31 @@ stop_docker_if_ours() {
 }
 
 find_compose() {
+    local sudo=()
+    [ "${DOCKER[0]}" = sudo ] && sudo=(sudo)
+    if "${DOCKER[@]}" compose version >/dev/null 2>&1; then COMPOSE=("${DOCKER[@]}" compose)
+    elif have docker-compose; then COMPOSE=("${sudo[@]}" docker-compose)
+    else return 1; fi
+}
+
+have_dockerd() { have dockerd || [ -x /usr/sbin/dockerd ]; }
+
+ensure_docker() {
+    if ! docker_answers; then
+        if ! have docker || ! have_dockerd; then
+            have apt-get || die "no Docker answers here. Start yours, or install it (https://docs.docker.com/engine/install/) with the compose plugin, and run this again."
+            # iptables: the daemon cannot make a network without it.
+            apt_install docker.io iptables
+        fi
+        start_docker
+    fi
+    find_compose && return 0
+    # Debian's compose and Docker's own packages exclude each other.
+    if dpkg -s docker-ce >/dev/null 2>&1; then apt_install docker-compose-plugin; else apt_install docker-compose; fi
+    find_compose || die "neither 'docker compose' nor 'docker-compose' works; install the compose plugin"
+}
+
+compose() {
     local sudo=()
     [ "${DOCKER[0]}" = sudo ] && sudo=(sudo)
     if "${DOCKER[@]}" compose version >/dev/null 2>&1; then COMPOSE=("${DOCKER[@]}" compose)
@@ -260,7 +284,6 @@ ensure_base() {
     as_root rm -rf --one-file-system "$rootfs"
 }
 
-# Names the cause when no builder but the old one is there, instead of its warning.
 docker_build() {
     local log=$1; shift
     # Some hosts let containers out only through the host's own network.
@@ -323,6 +346,16 @@ lab_running() {
 # fetch URL: one request through the tunnel, from the client's container.
 fetch() { inside client curl -fsS --connect-timeout 2 --max-time "${2:-4}" "$1"; }
 
+# attempt COMMAND...: runs it in a shell that ends at the first error, and leaves in
+# ATTEMPT how it went. `set -e` has no effect inside a condition, so "if COMMAND" would not do that.
+attempt() {
+    set +e
+    (set -e; "$@")
+    # shellcheck disable=SC2034  # read by the callers
+    ATTEMPT=$?
+    set -e
+}
+
 # wait_until SECONDS WHAT COMMAND...: prints one line, with the time it took.
 wait_until() {
     local limit=$1 what=$2 start=$SECONDS; shift 2
@@ -334,7 +367,7 @@ wait_until() {
 }
 
 gateway_health_is() { [ "$("${DOCKER[@]}" inspect -f '{{.State.Health.Status}}' "$(container gateway)")" = "$1" ]; }
-portal_answers() { inside portal curl -sS -o /dev/null --max-time 2 http://127.0.0.1:8082/; }
+portal_answers() { inside portal curl -fsS -o /dev/null --max-time 2 http://127.0.0.1:8082/healthz; }
 
 # The path of the client's connection as the gateway sees it: direct, relay_..., or nothing.
 # Read from the JSON without jq, which not every machine has; the status has one "path" per client.
@@ -356,7 +389,7 @@ wait_ready() {
 
 explain() {
     step "What the parts say"
-    "${DOCKER[@]}" ps -a --filter "name=^$PROJECT-" --format '    {{.Names}}: {{.Status}}'
+    "${DOCKER[@]}" ps -a --filter "name=^$PROJECT-" --format '{{.Names}}: {{.Status}}' | sed 's/^/    /'
     inside gateway /firezone-gateway status 2>&1 | sed 's/^/    /' || true
     local c
     for c in gateway client portal relay; do

@@ -1,0 +1,956 @@
+//! The channel as a state machine without sockets, clock or tasks.
+//!
+//! Feed it with what happened and when; afterwards drain [`Channel::poll_action`],
+//! [`Channel::poll_milestone`] and [`Channel::poll_event`], and call
+//! [`Channel::handle_timeout`] at the time that [`Channel::poll_timeout`] names. There is at most
+//! one attempt or socket at any time; inputs that belong to none are ignored.
+
+mod session;
+mod status;
+
+#[cfg(test)]
+mod random_tests;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use rand::rngs::StdRng;
+use rand::{RngCore, SeedableRng};
+
+use self::session::Session;
+use super::error::{ErrorType, Failure};
+use super::messages::{Egress, Ingress};
+use super::reconnect::{DelayReason, Reconnect, Verdict};
+use super::wire::{self, Inbound, Reply, WireError};
+use crate::admin::model::PortalState;
+
+/// The join must be answered within this (portal-channel spec §1.7).
+pub const JOIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// Pause between heartbeats, and before the first one (portal-channel spec §1.8).
+pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
+/// So many heartbeats may be unanswered; one more is a failure (portal-channel spec §1.8).
+pub const MAX_UNANSWERED_HEARTBEATS: usize = 3;
+/// Only a join that lasted this long ends an outage; a portal that accepts and drops would
+/// otherwise be hammered without end (portal-channel spec §3.3).
+pub const STABLE_AFTER: Duration = Duration::from_secs(10);
+/// Safety net above the limits of the dialler, which are shorter (portal-channel spec §1.5).
+pub const ATTEMPT_LIMIT: Duration = Duration::from_secs(20);
+/// After a network change the socket must prove within this that it still works.
+pub const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Network changes come in bursts; attempts they cause keep this distance.
+pub const HURRIED_SPACING: Duration = Duration::from_secs(1);
+/// Close code of an orderly end (RFC 6455 §7.4.1).
+pub const CLOSE_NORMAL: u16 = 1000;
+/// So many messages that overtook the join reply are kept.
+const MAX_HELD: usize = 256;
+
+/// What the channel needs to know.
+#[derive(Debug, Clone, Default)]
+pub struct ChannelConfig {
+    /// URL without query, for the status.
+    pub url: String,
+    /// Budget of one outage; `None` tries for ever.
+    pub max_partition_time: Option<Duration>,
+    /// End with [`Event::GaveUp`] where the channel would be blocked.
+    pub exit_on_auth_failure: bool,
+}
+
+/// To be done by the owner, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Start an attempt; answer with [`Channel::socket_opened`] or [`Channel::attempt_failed`].
+    Dial(Attempt),
+    /// Write a text message; report with [`Channel::written`] once it left.
+    SendText {
+        /// The message.
+        text: String,
+        /// Its reference.
+        reference: u64,
+    },
+    /// Drop the attempt or socket.
+    Disconnect,
+    /// Send a Close frame and drop the socket.
+    Close {
+        /// Close code.
+        code: u16,
+    },
+}
+
+/// One attempt to connect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Attempt {
+    /// Number since start, from 1.
+    pub number: u64,
+    /// Number within this outage, from 1.
+    pub of_outage: u32,
+    /// How long was waited before it.
+    pub delay: Duration,
+    /// Age of the outage; zero without one.
+    pub outage_elapsed: Duration,
+}
+
+/// What the rest of the gateway needs to hear.
+#[derive(Debug)]
+pub enum Event {
+    /// Joined: messages can be sent until [`Event::Disconnected`].
+    Connected,
+    /// No longer joined; access that was granted stays.
+    Disconnected {
+        /// Why.
+        failure: Failure,
+    },
+    /// A message of the portal.
+    Message(Ingress),
+    /// The portal refuses the token: nobody is authorized any more. It is checked again rarely.
+    Blocked {
+        /// The refusal.
+        failure: Failure,
+    },
+    /// The refusal is over: the portal accepted the token, or there is another token to try.
+    Unblocked,
+    /// The end, no further attempt is made.
+    GaveUp {
+        /// The last failure.
+        failure: Failure,
+        /// Why that ends it.
+        reason: GaveUpReason,
+    },
+}
+
+/// Why no further attempt is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GaveUpReason {
+    /// The outage lasted longer than its budget.
+    BudgetExhausted,
+    /// The token is refused, and configuration says that this ends the process.
+    AuthRefused,
+}
+
+/// Steps that telemetry records; nothing depends on them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Milestone {
+    /// The socket is open, the join is on its way.
+    JoinStarted,
+    /// The attempt ended in a join.
+    AttemptSucceeded,
+    /// The attempt failed.
+    AttemptFailed(Failure),
+    /// The attempt was cut short by us.
+    AttemptAbandoned,
+    /// An outage is over.
+    OutageEnded(EndedOutage),
+}
+
+/// An outage that is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EndedOutage {
+    /// First error.
+    pub since: Instant,
+    /// The join that proved stable, or the moment of giving up.
+    pub until: Instant,
+    /// What the first error was.
+    pub cause: ErrorType,
+    /// Errors in it.
+    pub failures: u32,
+    /// Whether it ended in a join.
+    pub recovered: bool,
+}
+
+/// Why the socket is gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CloseCause {
+    /// The server sent a Close frame.
+    Frame {
+        /// Close code; `None` if the frame was empty.
+        code: Option<u16>,
+        /// Reason given.
+        reason: String,
+    },
+    /// The stream ended without a Close frame.
+    Eof,
+    /// Reading or writing failed.
+    Io(String),
+    /// What arrived is not WebSocket.
+    Protocol(String),
+    /// A message could not be written in time.
+    WriteStalled,
+}
+
+impl From<CloseCause> for Failure {
+    fn from(cause: CloseCause) -> Self {
+        match cause {
+            CloseCause::Frame { code, reason } => {
+                let mut message = "the portal closed the connection".to_owned();
+                if let Some(code) = code {
+                    message.push_str(&format!(" with code {code}"));
+                }
+                if !reason.is_empty() {
+                    message.push_str(&format!(": {}", printable(&reason)));
+                }
+                Failure {
+                    close_code: code,
+                    ..Failure::new(ErrorType::ServerClose, message)
+                }
+            }
+            CloseCause::Eof => Failure::new(
+                ErrorType::ServerClose,
+                "the connection ended without a Close frame",
+            ),
+            CloseCause::Io(e) => Failure::new(ErrorType::Io, format!("connection lost: {e}")),
+            CloseCause::Protocol(e) => Failure::new(ErrorType::Protocol, e),
+            CloseCause::WriteStalled => Failure::new(
+                ErrorType::Io,
+                "the connection takes no data any more; it is considered dead",
+            ),
+        }
+    }
+}
+
+/// The channel is not joined; the message is dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the portal channel is not joined")]
+pub struct NotJoined;
+
+/// Which deadline [`Channel::poll_timeout`] speaks of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Timer {
+    /// Start the next attempt.
+    Retry,
+    /// Check a refused token again.
+    Recheck,
+    /// The attempt takes too long.
+    Attempt,
+    /// The join takes too long.
+    JoinTimeout,
+    /// Send a heartbeat.
+    Heartbeat,
+    /// The socket did not prove that it survived a network change.
+    Probe,
+    /// The join has been stable for long enough.
+    StableSession,
+}
+
+/// What went by, for metrics. Only ever grows.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Attempts started.
+    pub attempts: u64,
+    /// Join replies.
+    pub joins: u64,
+    /// Events that we do not know.
+    pub unknown_events: u64,
+    /// Messages that were refused because of their payload.
+    pub refused_messages: u64,
+    /// List entries that were left out.
+    pub skipped_items: u64,
+    /// Text messages that are no frames.
+    pub undecodable_frames: u64,
+    /// Failures by kind.
+    pub failures: BTreeMap<ErrorType, u64>,
+}
+
+#[derive(Debug)]
+enum Phase {
+    Idle,
+    Dialling { deadline: Instant },
+    Open(Session),
+    Waiting { until: Instant, delay: Duration },
+    GaveUp,
+    Closed,
+}
+
+/// How to end what is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hangup {
+    /// It is gone already.
+    Gone,
+    /// It still works: say goodbye, so that the portal does not take it for alive (409).
+    Politely,
+    /// It does not answer.
+    Abruptly,
+}
+
+/// See the module documentation.
+#[derive(Debug)]
+pub struct Channel {
+    config: ChannelConfig,
+    reconnect: Reconnect,
+    phase: Phase,
+    /// The refusal, while the token counts as refused.
+    blocked: Option<Failure>,
+    /// A token was withdrawn once and not yet proved good or bad.
+    suspect: bool,
+    /// The network changed during the attempt: its failure says little.
+    hurry: bool,
+    /// The attempt's end was not yet reported.
+    attempt_open: bool,
+    last_dial_at: Option<Instant>,
+    counters: Counters,
+    actions: VecDeque<Action>,
+    events: VecDeque<Event>,
+    milestones: VecDeque<Milestone>,
+    initialized: bool,
+    last_message_at: Option<Instant>,
+    last_error: Option<(Failure, Instant)>,
+    state: PortalState,
+    state_since: Option<Instant>,
+    warned_events: Vec<String>,
+}
+
+impl Channel {
+    /// A channel that does nothing until [`Self::start`]. The seed decides over jitter.
+    pub fn new(config: ChannelConfig, seed: u64) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let reconnect = Reconnect::new(
+            config.max_partition_time,
+            StdRng::seed_from_u64(rng.next_u64()),
+        );
+        Self {
+            config,
+            reconnect,
+            phase: Phase::Idle,
+            blocked: None,
+            suspect: false,
+            hurry: false,
+            attempt_open: false,
+            last_dial_at: None,
+            counters: Counters::default(),
+            actions: VecDeque::new(),
+            events: VecDeque::new(),
+            milestones: VecDeque::new(),
+            initialized: false,
+            last_message_at: None,
+            last_error: None,
+            state: PortalState::Idle,
+            state_since: None,
+            warned_events: Vec::new(),
+        }
+    }
+
+    // ---- Outputs ----
+
+    /// What to do next, if anything.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// What to tell the rest of the gateway, if anything.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// What to record, if anything. Drain before [`Self::poll_action`]: a new attempt's action
+    /// follows the old attempt's end.
+    pub fn poll_milestone(&mut self) -> Option<Milestone> {
+        self.milestones.pop_front()
+    }
+
+    /// When to call [`Self::handle_timeout`], and what for.
+    pub fn poll_timeout(&self) -> Option<(Instant, Timer)> {
+        match &self.phase {
+            Phase::Dialling { deadline } => Some((*deadline, Timer::Attempt)),
+            Phase::Waiting { until, .. } if self.blocked.is_some() => {
+                Some((*until, Timer::Recheck))
+            }
+            Phase::Waiting { until, .. } => Some((*until, Timer::Retry)),
+            Phase::Open(session) => session.next_timer(),
+            Phase::Idle | Phase::GaveUp | Phase::Closed => None,
+        }
+    }
+
+    /// Whether messages can be sent.
+    pub fn is_joined(&self) -> bool {
+        matches!(&self.phase, Phase::Open(session) if session.joined_since().is_some())
+    }
+
+    /// Counters for metrics.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    // ---- Inputs ----
+
+    /// Starts the first attempt, without delay.
+    pub fn start(&mut self, now: Instant) {
+        if matches!(self.phase, Phase::Idle | Phase::GaveUp | Phase::Closed) {
+            self.blocked = None;
+            self.suspect = false;
+            tracing::info!(url = %self.config.url, "connecting to the portal");
+            self.dial(now, Duration::ZERO);
+        }
+        self.track_state(now);
+    }
+
+    /// The WebSocket upgrade succeeded: joins.
+    pub fn socket_opened(&mut self, now: Instant) {
+        if matches!(self.phase, Phase::Dialling { .. }) {
+            let (session, join) = Session::open(now);
+            self.phase = Phase::Open(session);
+            self.actions.push_back(join);
+            self.milestones.push_back(Milestone::JoinStarted);
+        }
+        self.track_state(now);
+    }
+
+    /// The attempt failed before there was a socket.
+    pub fn attempt_failed(&mut self, now: Instant, failure: Failure) {
+        if matches!(self.phase, Phase::Dialling { .. }) {
+            self.fail(now, failure, Hangup::Gone);
+        }
+        self.track_state(now);
+    }
+
+    /// The socket is gone.
+    pub fn closed(&mut self, now: Instant, cause: CloseCause) {
+        if matches!(self.phase, Phase::Open(_)) {
+            self.fail(now, cause.into(), Hangup::Gone);
+        }
+        self.track_state(now);
+    }
+
+    /// A text message arrived.
+    pub fn frame(&mut self, now: Instant, text: &str) {
+        if matches!(self.phase, Phase::Open(_)) {
+            match wire::decode(text) {
+                Ok(inbound) => self.inbound(now, inbound),
+                Err(e) => self.undecodable(now, &e),
+            }
+        }
+        self.track_state(now);
+    }
+
+    /// A message left for the network. Only from here on does a heartbeat count as sent: what a
+    /// stalled socket never took cannot be answered.
+    pub fn written(&mut self, now: Instant, reference: u64) {
+        if let Phase::Open(session) = &mut self.phase
+            && session.written(reference) > MAX_UNANSWERED_HEARTBEATS
+        {
+            let failure = Failure::new(
+                ErrorType::HeartbeatTimeout,
+                "the portal does not answer heartbeats",
+            );
+            self.fail(now, failure, Hangup::Politely);
+        }
+        self.track_state(now);
+    }
+
+    /// Sends a message.
+    ///
+    /// # Errors
+    ///
+    /// While not joined; nothing is kept for later, the caller holds what must survive.
+    pub fn send(&mut self, _now: Instant, message: &Egress) -> Result<(), NotJoined> {
+        match &mut self.phase {
+            Phase::Open(session) if session.joined_since().is_some() => {
+                self.actions.push_back(session.message(message));
+                Ok(())
+            }
+            _ => Err(NotJoined),
+        }
+    }
+
+    /// Another token is configured. A working session stays; anything else starts over at once.
+    pub fn token_changed(&mut self, now: Instant) {
+        self.suspect = false;
+        match &self.phase {
+            Phase::Idle | Phase::GaveUp | Phase::Closed => {}
+            Phase::Open(session) if session.joined_since().is_some() => {
+                tracing::info!("new portal token; it is used from the next connection on");
+            }
+            Phase::Open(_) | Phase::Dialling { .. } | Phase::Waiting { .. } => {
+                tracing::info!("new portal token; connecting with it");
+                match self.phase {
+                    Phase::Open(_) => self.hang_up(Hangup::Politely),
+                    Phase::Dialling { .. } => self.hang_up(Hangup::Abruptly),
+                    _ => {}
+                }
+                if self.attempt_open {
+                    self.attempt_open = false;
+                    self.milestones.push_back(Milestone::AttemptAbandoned);
+                }
+                self.unblock();
+                self.reconnect.restart_growth();
+                self.dial(now, Duration::ZERO);
+            }
+        }
+        self.track_state(now);
+    }
+
+    /// Addresses or routes of the host changed. Waiting ends; a joined socket is probed rather
+    /// than dropped, since most changes do not concern it.
+    pub fn network_changed(&mut self, now: Instant) {
+        let earliest = self.hurried(now);
+        match &mut self.phase {
+            Phase::Dialling { .. } => self.hurry = true,
+            Phase::Open(session) if session.joined_since().is_some() => {
+                self.actions.extend(session.probe(now));
+            }
+            Phase::Open(_) => self.hurry = true,
+            Phase::Waiting { until, delay } if self.blocked.is_none() && !self.suspect => {
+                let at = earliest.min(*until);
+                *delay = delay.saturating_sub(until.saturating_duration_since(at));
+                *until = at;
+                self.reconnect.restart_growth();
+                tracing::info!("the network changed; connecting to the portal without waiting");
+            }
+            _ => {}
+        }
+        self.track_state(now);
+    }
+
+    /// Ends the channel in order.
+    pub fn close(&mut self, now: Instant) {
+        match self.phase {
+            Phase::Idle | Phase::GaveUp | Phase::Closed => {}
+            Phase::Open(_) => self.hang_up(Hangup::Politely),
+            Phase::Dialling { .. } => self.hang_up(Hangup::Abruptly),
+            Phase::Waiting { .. } => {}
+        }
+        if self.attempt_open {
+            self.attempt_open = false;
+            self.milestones.push_back(Milestone::AttemptAbandoned);
+        }
+        self.end_outage(now, false);
+        self.phase = Phase::Closed;
+        self.blocked = None;
+        self.track_state(now);
+    }
+
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        while let Some((at, timer)) = self.poll_timeout()
+            && at <= now
+        {
+            self.timer_fired(now, timer);
+        }
+        self.track_state(now);
+    }
+
+    // ---- Inside ----
+
+    fn timer_fired(&mut self, now: Instant, timer: Timer) {
+        match (&mut self.phase, timer) {
+            (Phase::Waiting { delay, .. }, _) => {
+                let delay = *delay;
+                self.dial(now, delay);
+            }
+            (Phase::Dialling { .. }, _) => {
+                let failure = Failure::new(ErrorType::UpgradeTimeout, "the attempt hangs");
+                self.fail(now, failure, Hangup::Abruptly);
+            }
+            (Phase::Open(_), Timer::JoinTimeout) => {
+                let failure = Failure::new(
+                    ErrorType::JoinTimeout,
+                    format!(
+                        "the join was not answered within {} s",
+                        JOIN_TIMEOUT.as_secs()
+                    ),
+                );
+                self.fail(now, failure, Hangup::Politely);
+            }
+            (Phase::Open(session), Timer::Heartbeat) => {
+                self.actions.extend(session.heartbeat_due(now));
+            }
+            (Phase::Open(_), Timer::Probe) => {
+                self.hurry = true;
+                let failure = Failure::new(
+                    ErrorType::HeartbeatTimeout,
+                    "the connection did not survive a change of the network",
+                );
+                self.fail(now, failure, Hangup::Abruptly);
+            }
+            (Phase::Open(session), _) => {
+                let joined_at = session.set_stable();
+                self.suspect = false;
+                self.end_outage(joined_at.unwrap_or(now), true);
+            }
+            (Phase::Idle | Phase::GaveUp | Phase::Closed, _) => {}
+        }
+    }
+
+    fn dial(&mut self, now: Instant, delay: Duration) {
+        if self.blocked.is_none() {
+            self.reconnect.thaw(now);
+        }
+        self.hurry = false;
+        self.attempt_open = true;
+        self.last_dial_at = Some(now);
+        self.counters.attempts += 1;
+        let outage = self.reconnect.outage();
+        let attempt = Attempt {
+            number: self.counters.attempts,
+            of_outage: outage.map_or(1, |o| o.failures().saturating_add(1)),
+            delay,
+            outage_elapsed: outage
+                .map_or(Duration::ZERO, |o| now.saturating_duration_since(o.since())),
+        };
+        tracing::debug!(attempt = attempt.number, delay = ?delay, "dialling the portal");
+        self.actions.push_back(Action::Dial(attempt));
+        self.phase = Phase::Dialling {
+            deadline: now + ATTEMPT_LIMIT,
+        };
+    }
+
+    fn hang_up(&mut self, how: Hangup) {
+        // What is still to be written belongs to the socket that ends here.
+        self.actions
+            .retain(|action| !matches!(action, Action::SendText { .. }));
+        match how {
+            Hangup::Gone => {}
+            Hangup::Politely => self.actions.push_back(Action::Close { code: CLOSE_NORMAL }),
+            Hangup::Abruptly => self.actions.push_back(Action::Disconnect),
+        }
+    }
+
+    /// Every failure of an attempt or a socket ends here.
+    fn fail(&mut self, now: Instant, failure: Failure, hangup: Hangup) {
+        self.hang_up(hangup);
+        let was_joined = self.is_joined();
+        if std::mem::take(&mut self.attempt_open) {
+            self.milestones
+                .push_back(Milestone::AttemptFailed(failure.clone()));
+        }
+        *self.counters.failures.entry(failure.kind).or_default() += 1;
+        self.last_error = Some((failure.clone(), now));
+        if was_joined {
+            self.events.push_back(Event::Disconnected {
+                failure: failure.clone(),
+            });
+        }
+
+        if self.blocked.is_some() {
+            return self.wait_blocked(now, failure);
+        }
+        match failure.kind {
+            ErrorType::TokenExpired if !self.suspect => {
+                // Also sent by mistake, e.g. to the loser of two connections that raced; what the
+                // clients have must not be taken away for that.
+                self.suspect = true;
+                let delay = self.reconnect.confirm(now, &failure);
+                tracing::warn!(
+                    error.type = failure.kind.as_str(),
+                    delay = ?delay,
+                    "the portal withdrew the token; making sure with one fresh connection"
+                );
+                self.wait(now, delay);
+            }
+            kind if is_refusal(kind) => self.block(now, failure),
+            _ => match self.reconnect.failed(now, &failure) {
+                Verdict::Retry { delay, reason } => {
+                    self.retry(now, &failure, was_joined, delay, reason);
+                }
+                Verdict::GiveUp => self.give_up(now, failure, GaveUpReason::BudgetExhausted),
+            },
+        }
+    }
+
+    fn retry(
+        &mut self,
+        now: Instant,
+        failure: &Failure,
+        was_joined: bool,
+        mut delay: Duration,
+        reason: DelayReason,
+    ) {
+        if self.hurry && reason == DelayReason::Backoff {
+            self.reconnect.restart_growth();
+            delay = delay.min(self.hurried(now).saturating_duration_since(now));
+        }
+        let failures = self.reconnect.outage().map_or(0, |o| o.failures());
+        let delay_s = delay.as_secs_f64();
+        if was_joined {
+            tracing::warn!(
+                error.type = failure.kind.as_str(),
+                cause = %failure,
+                "portal connection lost; next attempt in {delay_s:.1} s, clients keep their access"
+            );
+        } else {
+            tracing::warn!(
+                error.type = failure.kind.as_str(),
+                cause = %failure,
+                failures,
+                reason = ?reason,
+                "no connection to the portal; next attempt in {delay_s:.1} s"
+            );
+        }
+        self.wait(now, delay);
+    }
+
+    fn wait(&mut self, now: Instant, delay: Duration) {
+        self.phase = Phase::Waiting {
+            until: now + delay,
+            delay,
+        };
+    }
+
+    fn block(&mut self, now: Instant, failure: Failure) {
+        if self.config.exit_on_auth_failure {
+            // Counted in the outage, so that the status tells how it came to this.
+            self.reconnect.blocked(now, &failure);
+            return self.give_up(now, failure, GaveUpReason::AuthRefused);
+        }
+        self.blocked = Some(failure.clone());
+        self.events.push_back(Event::Blocked {
+            failure: failure.clone(),
+        });
+        self.wait_blocked(now, failure);
+    }
+
+    fn wait_blocked(&mut self, now: Instant, failure: Failure) {
+        let delay = self.reconnect.blocked(now, &failure);
+        let delay_s = delay.as_secs();
+        if is_refusal(failure.kind) {
+            tracing::error!(
+                error.type = failure.kind.as_str(),
+                cause = %failure,
+                "blocked: the portal refuses this gateway; set a valid token. Next check in \
+                 {delay_s} s or when the token changes"
+            );
+        } else {
+            tracing::warn!(
+                error.type = failure.kind.as_str(),
+                cause = %failure,
+                "still blocked: the token could not be checked. Next check in {delay_s} s or when \
+                 the token changes"
+            );
+        }
+        self.wait(now, delay);
+    }
+
+    fn unblock(&mut self) {
+        if self.blocked.take().is_some() {
+            self.events.push_back(Event::Unblocked);
+        }
+    }
+
+    fn give_up(&mut self, now: Instant, failure: Failure, reason: GaveUpReason) {
+        tracing::error!(
+            error.type = failure.kind.as_str(),
+            cause = %failure,
+            reason = ?reason,
+            "giving up on the portal"
+        );
+        self.end_outage(now, false);
+        self.phase = Phase::GaveUp;
+        self.events.push_back(Event::GaveUp { failure, reason });
+    }
+
+    fn end_outage(&mut self, until: Instant, recovered: bool) {
+        let Some(outage) = self.reconnect.take() else {
+            return;
+        };
+        let ended = EndedOutage {
+            since: outage.since(),
+            until,
+            cause: outage.cause(),
+            failures: outage.failures(),
+            recovered,
+        };
+        if recovered {
+            tracing::info!(
+                outage_s = until.saturating_duration_since(ended.since).as_secs(),
+                failures = ended.failures,
+                cause = ended.cause.as_str(),
+                "portal outage is over, the connection is stable"
+            );
+        }
+        self.milestones.push_back(Milestone::OutageEnded(ended));
+    }
+
+    /// The earliest time for an attempt that a network change calls for.
+    fn hurried(&self, now: Instant) -> Instant {
+        self.last_dial_at
+            .map_or(now, |at| now.max(at + HURRIED_SPACING))
+    }
+
+    fn inbound(&mut self, now: Instant, inbound: Inbound) {
+        match inbound {
+            Inbound::Reply(reply) => self.reply(now, reply),
+            Inbound::Message { message, skipped } => {
+                self.last_message_at = Some(now);
+                self.counters.skipped_items += skipped as u64;
+                if skipped > 0 {
+                    tracing::warn!(skipped, "left out malformed entries of a portal message");
+                }
+                self.initialized |= matches!(message, Ingress::Init(_));
+                match &mut self.phase {
+                    Phase::Open(session) => match session.hold(message, MAX_HELD) {
+                        Some(message) => self.events.push_back(Event::Message(message)),
+                        None => tracing::debug!("portal message before the join reply, held"),
+                    },
+                    _ => tracing::debug!("portal message without a session"),
+                }
+            }
+            Inbound::ChannelClosed => {
+                let failure =
+                    Failure::new(ErrorType::ChannelClose, "the portal closed the channel");
+                self.fail(now, failure, Hangup::Politely);
+            }
+            Inbound::ChannelCrashed => {
+                let failure = Failure::new(
+                    ErrorType::ChannelError,
+                    "the channel crashed on the portal's side",
+                );
+                self.fail(now, failure, Hangup::Politely);
+            }
+            Inbound::Disconnect { reason } if reason == "token_expired" => {
+                let failure = Failure::new(
+                    ErrorType::TokenExpired,
+                    "the portal says that the token expired",
+                );
+                self.fail(now, failure, Hangup::Politely);
+            }
+            Inbound::Disconnect { reason } => {
+                tracing::warn!(
+                    reason = %printable(&reason),
+                    "the portal announces a disconnect"
+                );
+            }
+            Inbound::Unknown { event } => {
+                self.counters.unknown_events += 1;
+                self.unknown_event(event);
+            }
+        }
+    }
+
+    /// Warns once per event name: a newer portal may send one with every change.
+    fn unknown_event(&mut self, event: String) {
+        const MAX_NAMES: usize = 32;
+        if self.warned_events.len() < MAX_NAMES && !self.warned_events.contains(&event) {
+            tracing::warn!(event = %printable(&event), "ignoring an unknown portal event");
+            self.warned_events.push(event);
+        } else {
+            tracing::debug!(event = %printable(&event), "ignoring an unknown portal event");
+        }
+    }
+
+    fn undecodable(&mut self, now: Instant, error: &WireError) {
+        match error {
+            WireError::Truncated => {
+                self.counters.undecodable_frames += 1;
+                let failure = Failure::new(ErrorType::Protocol, "the portal sent truncated JSON");
+                self.fail(now, failure, Hangup::Politely);
+            }
+            WireError::NotAFrame(_) => {
+                self.counters.undecodable_frames += 1;
+                tracing::warn!(%error, "ignoring an undecodable portal message");
+            }
+            WireError::Refused { event, problem } => {
+                self.counters.refused_messages += 1;
+                tracing::warn!(event = %printable(event), problem, "refusing a portal message");
+            }
+        }
+    }
+
+    fn reply(&mut self, now: Instant, reply: Reply) {
+        let Phase::Open(session) = &mut self.phase else {
+            return;
+        };
+        let Some(reference) = reply.reference else {
+            tracing::debug!("ignoring a portal reply without reference");
+            return;
+        };
+        if reply.topic == wire::HEARTBEAT_TOPIC {
+            session.heartbeat_answered(reference);
+            return;
+        }
+        if reply.topic != wire::TOPIC {
+            return;
+        }
+        match reply.result {
+            Ok(()) if session.joins_with(reference) => self.joined(now),
+            Ok(()) => {}
+            Err(reason) if session.joins_with(reference) => self.join_refused(now, &reason),
+            Err(reason) if reason == "unmatched topic" && session.joined_since().is_some() => {
+                self.rejoin(now);
+            }
+            Err(reason) => {
+                tracing::debug!(reference, reason = %printable(&reason), "portal refused a message");
+            }
+        }
+    }
+
+    fn joined(&mut self, now: Instant) {
+        let Phase::Open(session) = &mut self.phase else {
+            return;
+        };
+        let held = session.set_joined(now);
+        let capabilities = session.message(&Egress::SetSnownetCapabilities { iceless: false });
+        self.counters.joins += 1;
+        self.reconnect.freeze(now);
+        self.hurry = false;
+        if std::mem::take(&mut self.attempt_open) {
+            self.milestones.push_back(Milestone::AttemptSucceeded);
+        }
+        self.unblock();
+        tracing::info!(
+            attempt = self.counters.attempts,
+            failures = self.reconnect.outage().map_or(0, |o| o.failures()),
+            "connected to the portal"
+        );
+        self.actions.push_back(capabilities);
+        self.events.push_back(Event::Connected);
+        self.events.extend(held.into_iter().map(Event::Message));
+    }
+
+    fn join_refused(&mut self, now: Instant, reason: &str) {
+        // Phoenix answers so when the join callback raises: trouble of the server, not a verdict.
+        let kind = if reason == "join crashed" {
+            ErrorType::ChannelError
+        } else {
+            ErrorType::JoinRefused
+        };
+        let failure = Failure {
+            code: Some(printable(reason)),
+            ..Failure::new(
+                kind,
+                format!("the portal refused the join: {}", printable(reason)),
+            )
+        };
+        self.fail(now, failure, Hangup::Politely);
+    }
+
+    /// The portal forgot that we joined (portal-channel spec §1.7). Once per socket that is
+    /// repaired in place; a portal that does it again gets a new connection after a delay.
+    fn rejoin(&mut self, now: Instant) {
+        let Phase::Open(session) = &mut self.phase else {
+            return;
+        };
+        let failure = Failure::new(
+            ErrorType::ChannelError,
+            "the portal does not know the channel any more",
+        );
+        match session.rejoin(now) {
+            Some(join) => {
+                tracing::warn!("the portal forgot the channel; joining again");
+                self.actions.push_back(join);
+                *self.counters.failures.entry(failure.kind).or_default() += 1;
+                self.last_error = Some((failure.clone(), now));
+                self.events.push_back(Event::Disconnected { failure });
+            }
+            None => self.fail(now, failure, Hangup::Politely),
+        }
+    }
+}
+
+/// Kinds by which the portal says that it does not want this gateway with this token.
+fn is_refusal(kind: ErrorType) -> bool {
+    matches!(
+        kind,
+        ErrorType::Http401
+            | ErrorType::TokenUnusable
+            | ErrorType::JoinRefused
+            | ErrorType::TokenExpired
+    )
+}
+
+/// Text of a server for logs: bounded, and on one line.
+pub(super) fn printable(text: &str) -> String {
+    const MAX_CHARS: usize = 200;
+    text.chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(MAX_CHARS)
+        .collect()
+}

@@ -1,0 +1,283 @@
+//! Runs a [`Channel`] on tokio: owns the attempt or the socket, the clock and the spans.
+//!
+//! Everything happens inside [`Driver::next`], on the caller's task; nothing moves while nobody
+//! waits there.
+
+mod link;
+mod trace;
+
+#[cfg(test)]
+mod tests;
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant, SystemTime};
+
+use rustls::ClientConfig;
+use secrecy::SecretString;
+use tokio::time::{sleep_until, timeout};
+use tracing::Instrument;
+use url::Url;
+
+use self::link::{Link, LinkInput, linger};
+use self::trace::Trace;
+use super::channel::{
+    Action, CLOSE_NORMAL, Channel, ChannelConfig, CloseCause, Counters, Event, NotJoined,
+};
+use super::dial::{DialRequest, Socket, dial, tls_config};
+use super::error::Failure;
+use super::login::{LoginError, LoginUrl, external_id};
+use super::messages::Egress;
+use crate::admin::model::PortalStatus;
+
+/// Longest time that an orderly end may take.
+pub const SHUTDOWN_LIMIT: Duration = Duration::from_millis(500);
+
+/// How to reach the portal and who we are there.
+#[derive(Debug, Clone)]
+pub struct PortalConfig {
+    /// Base URL.
+    pub api_url: Url,
+    /// Token of the gateway or its site.
+    pub token: SecretString,
+    /// The configured id; see [`external_id`] for what is made of it.
+    pub external_id_source: String,
+    /// Name for display.
+    pub name: String,
+    /// WireGuard public key.
+    pub public_key: [u8; 32],
+    /// Budget of one outage; `None` tries for ever.
+    pub max_partition_time: Option<Duration>,
+    /// See [`super::login::user_agent`].
+    pub user_agent: String,
+    /// End instead of waiting when the token is refused.
+    pub exit_on_auth_failure: bool,
+}
+
+type Dialling = Pin<Box<dyn Future<Output = Result<Socket, Failure>> + Send>>;
+
+/// See the module documentation.
+pub struct Driver {
+    channel: Channel,
+    login: LoginUrl,
+    token: SecretString,
+    user_agent: String,
+    tls: Arc<ClientConfig>,
+    dialling: Option<Dialling>,
+    link: Option<Link>,
+    trace: Trace,
+}
+
+enum Input {
+    Dialled(Box<Result<Socket, Failure>>),
+    Link(LinkInput),
+    Timeout,
+}
+
+impl Driver {
+    /// Starts connecting with the first call of [`Self::next`].
+    ///
+    /// # Errors
+    ///
+    /// When the URL cannot be dialled at all.
+    pub fn new(config: PortalConfig) -> Result<Self, LoginError> {
+        Self::with_tls(config, tls_config())
+    }
+
+    fn with_tls(config: PortalConfig, tls: Arc<ClientConfig>) -> Result<Self, LoginError> {
+        let login = LoginUrl::new(
+            &config.api_url,
+            &external_id(&config.external_id_source),
+            &config.name,
+            &config.public_key,
+        )?;
+        let channel_config = ChannelConfig {
+            url: login.display(),
+            max_partition_time: config.max_partition_time,
+            exit_on_auth_failure: config.exit_on_auth_failure,
+        };
+        let mut channel = Channel::new(channel_config, rand::random());
+        channel.start(now());
+        Ok(Self {
+            channel,
+            trace: Trace::new(&login),
+            login,
+            token: config.token,
+            user_agent: config.user_agent,
+            tls,
+            dialling: None,
+            link: None,
+        })
+    }
+
+    /// The next event. Cancel-safe: whatever was under way continues with the next call. After
+    /// [`Event::GaveUp`] and after [`Self::shutdown`] it waits for ever.
+    pub async fn next(&mut self) -> Event {
+        loop {
+            self.settle();
+            if let Some(event) = self.channel.poll_event() {
+                return event;
+            }
+            let input = self.wait().await;
+            self.feed(input);
+        }
+    }
+
+    /// Sends a message with the next call of [`Self::next`].
+    ///
+    /// # Errors
+    ///
+    /// While not joined; the message is dropped, the caller holds what must survive.
+    pub fn send(&mut self, message: &Egress) -> Result<(), NotJoined> {
+        self.channel.send(now(), message)
+    }
+
+    /// Another token: used at once unless the channel is joined, and then from the next connection
+    /// on.
+    pub fn token_changed(&mut self, token: SecretString) {
+        self.token = token;
+        self.channel.token_changed(now());
+    }
+
+    /// Addresses or routes of the host changed.
+    pub fn network_changed(&mut self) {
+        self.channel.network_changed(now());
+    }
+
+    /// Sends what is still to be sent and closes the socket in order, within [`SHUTDOWN_LIMIT`].
+    pub async fn shutdown(&mut self) {
+        self.settle();
+        let link = self.link.take();
+        self.channel.close(now());
+        self.settle();
+        if let Some(link) = link
+            && timeout(SHUTDOWN_LIMIT, link.finish(CLOSE_NORMAL))
+                .await
+                .is_err()
+        {
+            tracing::debug!("the portal did not answer the Close frame in time");
+        }
+    }
+
+    /// For the status document.
+    pub fn status(&self) -> PortalStatus {
+        self.channel.status(now(), SystemTime::now())
+    }
+
+    /// For metrics.
+    pub fn counters(&self) -> &Counters {
+        self.channel.counters()
+    }
+
+    /// Whether messages can be sent.
+    pub fn is_joined(&self) -> bool {
+        self.channel.is_joined()
+    }
+
+    /// Carries out what the channel decided.
+    fn settle(&mut self) {
+        while let Some(milestone) = self.channel.poll_milestone() {
+            self.trace.record(milestone, now());
+        }
+        while let Some(action) = self.channel.poll_action() {
+            match action {
+                Action::Dial(attempt) => {
+                    let request = DialRequest {
+                        login: self.login.clone(),
+                        token: self.token.clone(),
+                        user_agent: self.user_agent.clone(),
+                        tls: Arc::clone(&self.tls),
+                    };
+                    let span = self.trace.attempt(&attempt);
+                    self.dialling = Some(Box::pin(dial(request).instrument(span)));
+                }
+                Action::SendText { text, reference } => {
+                    if let Some(link) = &mut self.link {
+                        link.send(text, reference, now());
+                    }
+                }
+                Action::Disconnect => {
+                    self.dialling = None;
+                    self.link = None;
+                }
+                Action::Close { code } => {
+                    self.dialling = None;
+                    if let Some(link) = self.link.take() {
+                        linger(link.into_socket(), Some(code));
+                    }
+                }
+            }
+        }
+    }
+
+    async fn wait(&mut self) -> Input {
+        let channel_timeout = self.channel.poll_timeout().map(|(at, _)| at);
+        let stalled = self.link.as_ref().and_then(Link::stalls_at);
+        let timer = async {
+            match [channel_timeout, stalled].into_iter().flatten().min() {
+                Some(at) => sleep_until(at.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::pin!(timer);
+        std::future::poll_fn(|cx| {
+            if let Some(dialling) = &mut self.dialling
+                && let Poll::Ready(result) = dialling.as_mut().poll(cx)
+            {
+                return Poll::Ready(Input::Dialled(Box::new(result)));
+            }
+            if let Some(link) = &mut self.link
+                && let Poll::Ready(input) = link.poll(cx)
+            {
+                return Poll::Ready(Input::Link(input));
+            }
+            timer.as_mut().poll(cx).map(|()| Input::Timeout)
+        })
+        .await
+    }
+
+    fn feed(&mut self, input: Input) {
+        let now = now();
+        match input {
+            Input::Dialled(result) => {
+                self.dialling = None;
+                match *result {
+                    Ok(socket) => {
+                        self.link = Some(Link::new(socket));
+                        self.channel.socket_opened(now);
+                    }
+                    Err(failure) => self.channel.attempt_failed(now, failure),
+                }
+            }
+            Input::Link(LinkInput::Written(references)) => {
+                for reference in references {
+                    self.channel.written(now, reference);
+                }
+            }
+            Input::Link(LinkInput::Text(text)) => self.channel.frame(now, &text),
+            Input::Link(LinkInput::Closed(cause)) => {
+                if let Some(link) = self.link.take()
+                    && matches!(cause, CloseCause::Frame { .. })
+                {
+                    // The answer to the Close frame is queued inside the socket.
+                    linger(link.into_socket(), None);
+                }
+                self.channel.closed(now, cause);
+            }
+            Input::Timeout => {
+                let stalled = self.link.as_ref().and_then(Link::stalls_at);
+                if stalled.is_some_and(|at| at <= now) {
+                    self.link = None;
+                    self.channel.closed(now, CloseCause::WriteStalled);
+                }
+                self.channel.handle_timeout(now);
+            }
+        }
+    }
+}
+
+/// Through tokio's clock, which tests can hold.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
