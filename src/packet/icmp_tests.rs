@@ -126,10 +126,7 @@ fn ipv6_embeds_as_much_as_fits_into_1280_bytes() {
         let original = udp6(C6, R6, 1, 2, &vec![5; data]);
         let reply = answer(unreachable, &original).unwrap();
         assert_eq!(reply.len(), 48 + embedded);
-        assert_eq!(
-            verify_v6(&reply, &original, kind.clone()),
-            original[..embedded]
-        );
+        assert_eq!(verify_v6(&reply, &original, kind), original[..embedded]);
     }
 }
 
