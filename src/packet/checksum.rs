@@ -100,11 +100,7 @@ pub fn of_transport(src: IpAddr, dst: IpAddr, protocol: u8, segment: &[u8]) -> u
 pub fn update(checksum: u16, old: &[u8], new: &[u8]) -> u16 {
     debug_assert!(old.len() == new.len() && old.len().is_multiple_of(2));
     let removed = !Sum::new().bytes(old).folded();
-    !Sum::new()
-        .word(!checksum)
-        .word(removed)
-        .bytes(new)
-        .folded()
+    !Sum::new().word(!checksum).word(removed).bytes(new).folded()
 }
 
 #[cfg(test)]

@@ -92,12 +92,7 @@ fn reply_v4(
     Some(len)
 }
 
-fn reply_v6(
-    original: &[u8],
-    meta: &Meta,
-    (kind, code): (u8, u8),
-    out: &mut [u8],
-) -> Option<usize> {
+fn reply_v6(original: &[u8], meta: &Meta, (kind, code): (u8, u8), out: &mut [u8]) -> Option<usize> {
     let embedded = &original[..original.len().min(MAX_REPLY - 48)];
     let len = 48 + embedded.len();
     let out = out.get_mut(..len)?;

@@ -116,14 +116,17 @@ fn ipv4_embeds_the_header_and_eight_bytes() {
 #[test]
 fn ipv6_embeds_as_much_as_fits_into_1280_bytes() {
     let kind = Icmpv6Type::DestinationUnreachable(V6::Address);
-    for (data, embedded) in [(0, 48), (100, 148), (1184, 1232), (1185, 1232), (1232, 1232)] {
+    for (data, embedded) in [
+        (0, 48),
+        (100, 148),
+        (1184, 1232),
+        (1185, 1232),
+        (1232, 1232),
+    ] {
         let original = udp6(C6, R6, 1, 2, &vec![5; data]);
         let reply = answer(unreachable, &original).unwrap();
         assert_eq!(reply.len(), 48 + embedded);
-        assert_eq!(
-            verify_v6(&reply, &original, kind.clone()),
-            original[..embedded]
-        );
+        assert_eq!(verify_v6(&reply, &original, kind), original[..embedded]);
     }
 }
 

@@ -80,7 +80,7 @@ pub struct Meta {
     pub transport_offset: u16,
     /// IP protocol number after any IPv6 extension headers.
     pub protocol: u8,
-    flags: u8,
+    pub(super) flags: u8,
 }
 
 impl Meta {
