@@ -15,7 +15,7 @@ use std::time::{Duration, Instant, SystemTime};
 use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 use firezone_gateway::host::network::{Configured, Network, NetworkError};
 use firezone_gateway::host::nft::{self, NftError};
-use firezone_gateway::host::preflight::{self, Check, Environment, Level, Nftables};
+use firezone_gateway::host::preflight::{self, Check, Environment, ForwardPolicy, Level, Nftables};
 use rustix::thread::{CapabilitySet, UnshareFlags};
 use serde_json::{Value, json};
 
@@ -410,6 +410,50 @@ fn a_flush_by_somebody_else_is_noticed_and_repaired() {
     });
 }
 
+#[test]
+#[ignore = "needs root and network namespaces"]
+fn chains_of_others_that_drop_forwarded_packets_are_found_and_the_fix_works() {
+    Namespace::new().run(|| {
+        nft::install(TUN).unwrap();
+        assert!(nft::forward_drops().unwrap().is_empty());
+        for (family, chain, hook, policy) in [
+            ("ip", "FORWARD", "forward", "drop"),
+            ("inet", "in", "input", "drop"),
+            ("inet", "fwd", "forward", "accept"),
+        ] {
+            sh(&format!("nft add table {family} filter"));
+            sh(&format!(
+                "nft add chain {family} filter {chain} {{ type filter hook {hook} priority 0 ; policy {policy} ; }}"
+            ));
+        }
+        assert_eq!(nft::forward_drops().unwrap(), ["ip filter FORWARD"]);
+
+        let findings = preflight::run(&Environment {
+            root: "/".into(),
+            state_directory: std::env::temp_dir(),
+            now: SystemTime::now(),
+            nftables: Nftables::Unused,
+            forward_policy: ForwardPolicy::Probe,
+            link: TUN,
+            make_tun_device: false,
+        });
+        let finding = findings
+            .into_iter()
+            .find(|finding| finding.check == Check::ForwardPolicy)
+            .unwrap();
+        assert_eq!(finding.level, Level::Warning);
+        let commands = finding.fix.unwrap().host;
+        for command in commands.lines().filter(|line| !line.starts_with('#')) {
+            sh(command);
+        }
+        let accepting = ruleset()
+            .iter()
+            .filter(|item| item["rule"]["table"] == "filter")
+            .count();
+        assert_eq!(accepting, 2);
+    });
+}
+
 /// A UDP packet with the text as its payload.
 fn udp(source: SocketAddr, destination: SocketAddr, text: &[u8]) -> Vec<u8> {
     let builder = match (source.ip(), destination.ip()) {
@@ -532,10 +576,12 @@ fn missing_tun_device_is_made_and_the_kernel_takes_the_rules() {
             root: root.path().to_owned(),
             state_directory: "/var/lib/firezone".into(),
             now: SystemTime::now(),
-            nftables: Nftables::Probe(TUN),
+            nftables: Nftables::Probe,
+            forward_policy: ForwardPolicy::Probe,
+            link: TUN,
             make_tun_device: true,
         });
-        for check in [Check::TunDevice, Check::Nftables] {
+        for check in [Check::TunDevice, Check::Nftables, Check::ForwardPolicy] {
             let finding = findings.iter().find(|f| f.check == check).unwrap();
             assert_eq!(finding.level, Level::Ok, "{finding:?}");
         }

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage,
+    NetlinkPayload,
 };
 use netlink_packet_netfilter::nftables::{
     Bitwise, ChainAttribute, ChainMessage, Cmp, DataAttribute, ExpressionAttribute, Expressions,
@@ -30,6 +31,8 @@ const NFNL_SUBSYS_NFTABLES: u16 = 10;
 const NFT_PAYLOAD_NETWORK_HEADER: u32 = 1;
 /// The verdict and chain policy "accept".
 const NF_ACCEPT: u32 = 1;
+/// The chain policy "drop".
+const NF_DROP: u32 = 0;
 /// Bytes that an interface name is compared over, including its terminator.
 const IFNAMSIZ: usize = 16;
 /// `meta nfproto` of IPv4 and IPv6, needed because an `inet` chain sees both.
@@ -132,6 +135,55 @@ pub(super) fn list_rules() -> Vec<u8> {
         1,
     );
     bytes
+}
+
+/// Asks for all chains of all tables.
+pub(super) fn list_chains() -> Vec<u8> {
+    let mut bytes = Vec::new();
+    emit(
+        &mut bytes,
+        NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, 0),
+        NfTablesMessage::GetChain(ChainMessage {
+            attributes: Vec::new(),
+        })
+        .into(),
+        NLM_F_REQUEST | NLM_F_DUMP,
+        1,
+    );
+    bytes
+}
+
+/// Family, table and name of a chain whose policy drops forwarded IP packets; `None` for any other
+/// message, also for one that cannot be read.
+pub(super) fn forward_drop(message: &[u8]) -> Option<String> {
+    let message = NetlinkMessage::<NetfilterMessage>::deserialize(message).ok()?;
+    let NetlinkPayload::InnerMessage(NetfilterMessage {
+        header,
+        inner: NetfilterMessageInner::NfTables(NfTablesMessage::NewChain(chain)),
+        ..
+    }) = message.payload
+    else {
+        return None;
+    };
+    let family = match header.family {
+        NetfilterProtoFamily::Inet => "inet",
+        NetfilterProtoFamily::IPv4 => "ip",
+        NetfilterProtoFamily::IPv6 => "ip6",
+        _ => return None,
+    };
+    let (mut table, mut name, mut forwards, mut drops) = (None, None, false, false);
+    for attribute in &chain.attributes {
+        match attribute {
+            ChainAttribute::Table(value) => table = Some(value),
+            ChainAttribute::Name(value) => name = Some(value),
+            ChainAttribute::Policy(policy) => drops = *policy == NF_DROP,
+            ChainAttribute::Hook(hook) => {
+                forwards = hook.contains(&Hook::Number(InetHookNumber::Forward.into()));
+            }
+            _ => {}
+        }
+    }
+    (forwards && drops).then(|| Some(format!("{family} {} {}", table?, name?)))?
 }
 
 fn control(bytes: &mut Vec<u8>, message: ControlMessage, sequence: u32) {

@@ -102,6 +102,16 @@ pub fn is_installed() -> Result<bool, NftError> {
     Ok(socket::count_rules()? == message::RULES)
 }
 
+/// Chains of other tables whose policy drops forwarded packets, as "family table chain". Accepting
+/// them in our table does not help there; `ip filter FORWARD` is what Docker sets on its host.
+/// Firewalls that do not use nf_tables, such as iptables-legacy, are not seen.
+///
+/// # Errors
+/// See [`NftError`].
+pub fn forward_drops() -> Result<Vec<String>, NftError> {
+    socket::forward_drops()
+}
+
 /// Takes the table away; one that is not there counts as taken away.
 ///
 /// # Errors

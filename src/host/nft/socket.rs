@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Instant;
 
-use netlink_packet_core::{NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer};
+use netlink_packet_core::{NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer};
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{Socket, SocketAddr};
 use rustix::io::Errno;
@@ -15,13 +15,10 @@ use crate::host::constants::NETLINK_TIMEOUT;
 
 /// Message type of a rule in a dump: subsystem nf_tables (10), `NFT_MSG_NEWRULE` (6).
 const NEW_RULE: u16 = 10 << 8 | 6;
-/// Set in a dump that changes overtook (Linux `NLM_F_DUMP_INTR`).
-const DUMP_INTERRUPTED: u16 = 0x10;
 /// How often an overtaken dump is repeated.
 const DUMP_ATTEMPTS: usize = 3;
 /// Room for one datagram of the kernel (Linux caps dumps at 32 KiB).
 const RECEIVE_BUFFER: usize = 32 * 1024;
-const LIST_RULES: &str = "list the rules";
 
 /// What shall become of a transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,47 +65,89 @@ pub(super) fn transact(steps: &[Step], outcome: Outcome) -> Result<(), NftError>
 
 /// Counts the rules in our table; none if there is no such table.
 pub(super) fn count_rules() -> Result<usize, NftError> {
-    for _ in 0..DUMP_ATTEMPTS {
-        if let Some(count) = dump_rules()? {
-            return Ok(count);
-        }
-    }
-    Err(NftError::from_errno(LIST_RULES, Errno::INTR))
+    let mut rules = 0;
+    dump(
+        "list the rules",
+        &message::list_rules(),
+        |event| match event {
+            Event::Restart => rules = 0,
+            Event::Object { kind, .. } => rules += usize::from(kind == NEW_RULE),
+        },
+    )?;
+    Ok(rules)
 }
 
-/// `None` if the rule set changed meanwhile, so that the count means nothing.
-fn dump_rules() -> Result<Option<usize>, NftError> {
-    let mut connection = Connection::open()?;
-    connection.send(&message::list_rules())?;
+/// Names of the chains of others whose policy drops forwarded packets.
+pub(super) fn forward_drops() -> Result<Vec<String>, NftError> {
+    let mut chains = Vec::new();
+    dump(
+        "list the chains",
+        &message::list_chains(),
+        |event| match event {
+            Event::Restart => chains.clear(),
+            Event::Object { bytes, .. } => chains.extend(message::forward_drop(bytes)),
+        },
+    )?;
+    Ok(chains)
+}
 
-    let mut rules = 0;
-    let mut interrupted = false;
+/// What happens while the kernel lists objects.
+enum Event<'a> {
+    /// The listing begins, or begins again because changes overtook it.
+    Restart,
+    /// One object, as a whole message.
+    Object { kind: u16, bytes: &'a [u8] },
+}
+
+fn dump(
+    what: &'static str,
+    request: &[u8],
+    mut each: impl FnMut(Event<'_>),
+) -> Result<(), NftError> {
+    for _ in 0..DUMP_ATTEMPTS {
+        each(Event::Restart);
+        if dump_once(what, request, &mut each)? {
+            return Ok(());
+        }
+    }
+    Err(NftError::from_errno(what, Errno::INTR))
+}
+
+/// `false` if the rule set changed meanwhile, so that the listing means nothing.
+fn dump_once(
+    what: &'static str,
+    request: &[u8],
+    each: &mut impl FnMut(Event<'_>),
+) -> Result<bool, NftError> {
+    let mut connection = Connection::open()?;
+    connection.send(request)?;
+
+    let mut consistent = true;
     loop {
         let received = connection.receive().map_err(|e| match e {
             ReceiveError::TimedOut => NftError::Timeout {
                 answered: 0,
                 expected: 1,
             },
-            ReceiveError::Failed(e) => failed(LIST_RULES, &e),
+            ReceiveError::Failed(e) => failed(what, &e),
         })?;
         for answer in answers(received) {
             match answer? {
                 Answer::Status { errno: None, .. } => {}
-                // Old kernels say so when the table is not there.
+                // Some kernels say so when the table is not there.
                 Answer::Status {
                     errno: Some(Errno::NOENT),
                     ..
-                } => return Ok(Some(0)),
+                } => return Ok(consistent),
                 Answer::Status {
                     errno: Some(errno), ..
-                } => return Err(NftError::from_errno(LIST_RULES, errno)),
-                Answer::Message { kind, flags } => {
-                    interrupted |= flags & DUMP_INTERRUPTED != 0;
-                    rules += usize::from(kind == NEW_RULE);
+                } => return Err(NftError::from_errno(what, errno)),
+                Answer::Object { kind, flags, bytes } => {
+                    consistent &= flags & NLM_F_DUMP_INTR == 0;
+                    each(Event::Object { kind, bytes });
                 }
                 Answer::Done { flags } => {
-                    interrupted |= flags & DUMP_INTERRUPTED != 0;
-                    return Ok((!interrupted).then_some(rules));
+                    return Ok(consistent && flags & NLM_F_DUMP_INTR == 0);
                 }
             }
         }
@@ -178,18 +217,22 @@ fn failed(step: &'static str, error: &io::Error) -> NftError {
 
 /// What one message of the kernel says, as far as it matters here.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Answer {
+pub(super) enum Answer<'a> {
     /// Acknowledgement (`None`) or refusal of the message with this sequence number.
     Status { sequence: u32, errno: Option<Errno> },
     /// An object of a dump.
-    Message { kind: u16, flags: u16 },
+    Object {
+        kind: u16,
+        flags: u16,
+        /// The whole message.
+        bytes: &'a [u8],
+    },
     /// The end of a dump.
     Done { flags: u16 },
 }
 
-/// Splits a datagram into its messages. Only headers are read, so that attributes of a newer
-/// kernel cannot get in the way.
-pub(super) fn answers(mut bytes: &[u8]) -> impl Iterator<Item = Result<Answer, NftError>> {
+/// Splits a datagram into its messages.
+pub(super) fn answers(mut bytes: &[u8]) -> impl Iterator<Item = Result<Answer<'_>, NftError>> {
     std::iter::from_fn(move || {
         if bytes.is_empty() {
             return None;
@@ -213,9 +256,10 @@ pub(super) fn answers(mut bytes: &[u8]) -> impl Iterator<Item = Result<Answer, N
             NLMSG_DONE => Ok(Answer::Done {
                 flags: message.flags(),
             }),
-            kind => Ok(Answer::Message {
+            kind => Ok(Answer::Object {
                 kind,
                 flags: message.flags(),
+                bytes: &bytes[..length],
             }),
         };
         let next = length.checked_next_multiple_of(4).unwrap_or(usize::MAX);

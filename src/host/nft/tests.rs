@@ -199,7 +199,7 @@ fn kernel_message(kind: u16, flags: u16, sequence: u32, payload: &[u8]) -> Vec<u
 fn acknowledgements_and_refusals_are_told_apart() {
     let mut bytes = kernel_message(NLMSG_ERROR, 0, 3, &0_i32.to_ne_bytes());
     bytes.extend(kernel_message(NLMSG_ERROR, 0, 4, &(-1_i32).to_ne_bytes()));
-    let answers: Vec<Answer> = answers(&bytes).map(Result::unwrap).collect();
+    let answers: Vec<Answer<'_>> = answers(&bytes).map(Result::unwrap).collect();
     assert_eq!(
         answers,
         [

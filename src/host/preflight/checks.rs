@@ -10,7 +10,7 @@ use rustix::fs::{CWD, FileType, Mode};
 use rustix::io::Errno;
 
 use super::fix::{self, Fix};
-use super::{Check, Environment, Finding, Level, Nftables};
+use super::{Check, Environment, Finding, ForwardPolicy, Level, Nftables};
 use crate::host::buffers::{self, RMEM_MAX, WMEM_MAX};
 use crate::host::constants::{
     CAP_NET_ADMIN, OLDEST_SANE_TIME, TUN_DEVICE_NUMBER, TUN_DIRECTORY_MODE, UDP_RECEIVE_BUFFER,
@@ -64,7 +64,8 @@ pub(super) fn run(check: Check, environment: &Environment<'_>) -> Finding {
         Check::ForwardingIpv6 => forwarding_ipv6(environment),
         Check::SrcValidMark => src_valid_mark(environment),
         Check::Ipv6Enabled => ipv6_enabled(environment),
-        Check::Nftables => nftables(&environment.nftables),
+        Check::Nftables => nftables(environment),
+        Check::ForwardPolicy => forward_policy(environment),
         Check::UdpBuffers => udp_buffers(environment),
         Check::Clock => clock(environment),
         Check::StateDirectory => state_directory(environment),
@@ -291,11 +292,11 @@ fn ipv6_enabled(environment: &Environment<'_>) -> Verdict {
     ok("IPv6 is switched on")
 }
 
-fn nftables(nftables: &Nftables<'_>) -> Verdict {
-    match nftables {
+fn nftables(environment: &Environment<'_>) -> Verdict {
+    match &environment.nftables {
         Nftables::Unused => ok("not used; something else has to masquerade"),
         Nftables::Known(result) => judge_nftables(result.as_ref().err()),
-        Nftables::Probe(link) => judge_nftables(nft::probe(link).err().as_ref()),
+        Nftables::Probe => judge_nftables(nft::probe(environment.link).err().as_ref()),
     }
 }
 
@@ -305,6 +306,33 @@ pub(super) fn judge_nftables(problem: Option<&NftError>) -> Verdict {
         None => ok("masquerading rules are accepted by the kernel"),
         Some(e @ NftError::NotPermitted) => error(format!("{e}; {CONSEQUENCE}"), fix::net_admin()),
         Some(e) => warning(format!("{e}; {CONSEQUENCE}"), fix::nft_modules()),
+    }
+}
+
+fn forward_policy(environment: &Environment<'_>) -> Verdict {
+    let probed;
+    let chains = match &environment.forward_policy {
+        ForwardPolicy::Known(chains) => chains,
+        ForwardPolicy::Probe => match nft::forward_drops() {
+            Ok(chains) => {
+                probed = chains;
+                &probed
+            }
+            // The check of nf_tables reports the cause.
+            Err(e) => return ok(format!("other firewalls cannot be seen ({e})")),
+        },
+    };
+    if chains.is_empty() {
+        ok("no other firewall in nf_tables drops forwarded packets by default")
+    } else {
+        warning(
+            format!(
+                "another firewall drops forwarded packets by default ({}); unless it has a rule for {}, clients connect but reach no resource",
+                chains.join(", "),
+                environment.link
+            ),
+            fix::forward_policy(chains, environment.link),
+        )
     }
 }
 

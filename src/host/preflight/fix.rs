@@ -154,6 +154,24 @@ pub(super) fn nft_modules() -> Fix {
     )
 }
 
+/// Chains, as "family table chain", that need to let the tunnel through.
+pub(super) fn forward_policy(chains: &[String], link: &str) -> Fix {
+    let mut commands = Vec::new();
+    for chain in chains {
+        for key in ["iifname", "oifname"] {
+            commands.push(format!("nft insert rule {chain} {key} {link} accept"));
+        }
+    }
+    let commands = commands.join("\n");
+    Fix::new(
+        format!("# only with network_mode: host; on the machine that runs Docker:\n{commands}"),
+        format!("# only with hostNetwork: true; on the node:\n{commands}"),
+        format!(
+            "{commands}\n# and the same in the firewall's own configuration, or the next reload undoes it"
+        ),
+    )
+}
+
 pub(super) fn clock() -> Fix {
     let command = "timedatectl set-ntp true";
     Fix::new(

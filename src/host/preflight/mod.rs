@@ -38,6 +38,8 @@ pub enum Check {
     Ipv6Enabled,
     /// Masquerading rules can be made.
     Nftables,
+    /// No other firewall drops what is forwarded.
+    ForwardPolicy,
     /// Sockets may have large buffers.
     UdpBuffers,
     /// The clock was set.
@@ -50,7 +52,7 @@ pub enum Check {
 
 impl Check {
     /// Every check, in the order in which they run.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::TunDevice,
         Self::NetAdmin,
         Self::ForwardingIpv4,
@@ -58,6 +60,7 @@ impl Check {
         Self::SrcValidMark,
         Self::Ipv6Enabled,
         Self::Nftables,
+        Self::ForwardPolicy,
         Self::UdpBuffers,
         Self::Clock,
         Self::StateDirectory,
@@ -74,6 +77,7 @@ impl Check {
             Self::SrcValidMark => "src_valid_mark",
             Self::Ipv6Enabled => "ipv6_enabled",
             Self::Nftables => "nftables",
+            Self::ForwardPolicy => "forward_policy",
             Self::UdpBuffers => "udp_buffers",
             Self::Clock => "clock",
             Self::StateDirectory => "state_directory",
@@ -160,12 +164,21 @@ impl From<&Finding> for HostFinding {
 /// What is known about nf_tables.
 #[derive(Debug)]
 pub enum Nftables<'a> {
-    /// Ask the kernel whether it would take the rules for this interface.
-    Probe(&'a str),
+    /// Ask the kernel whether it would take the rules.
+    Probe,
     /// The result of having installed them.
     Known(&'a Result<(), NftError>),
     /// Masquerading is switched off; nothing to check.
     Unused,
+}
+
+/// What is known about the forwarding policy of other firewalls.
+#[derive(Debug)]
+pub enum ForwardPolicy {
+    /// Ask the kernel.
+    Probe,
+    /// What [`forward_drops`](super::nft::forward_drops) said.
+    Known(Vec<String>),
 }
 
 /// Where the checks look.
@@ -179,11 +192,28 @@ pub struct Environment<'a> {
     pub now: SystemTime,
     /// What is known about nf_tables.
     pub nftables: Nftables<'a>,
+    /// What is known about other firewalls.
+    pub forward_policy: ForwardPolicy,
+    /// Name of the tunnel interface, for the lines to add.
+    pub link: &'a str,
     /// Whether a missing `/dev/net/tun` may be made.
     pub make_tun_device: bool,
 }
 
-impl Environment<'_> {
+impl<'a> Environment<'a> {
+    /// The machine that the process runs on, asking the kernel for whatever can be asked.
+    pub fn of_this_host(state_directory: impl Into<PathBuf>, link: &'a str) -> Self {
+        Self {
+            root: PathBuf::from("/"),
+            state_directory: state_directory.into(),
+            now: SystemTime::now(),
+            nftables: Nftables::Probe,
+            forward_policy: ForwardPolicy::Probe,
+            link,
+            make_tun_device: true,
+        }
+    }
+
     /// `path`, which may be absolute, below the root.
     fn path(&self, path: impl AsRef<Path>) -> PathBuf {
         let path = path.as_ref();

@@ -69,6 +69,8 @@ impl Host {
             state_directory: PathBuf::from("/var/lib/firezone"),
             now: UNIX_EPOCH + Duration::from_secs(1_800_000_000),
             nftables: Nftables::Known(&Ok(())),
+            forward_policy: ForwardPolicy::Known(Vec::new()),
+            link: "tun-firezone",
             make_tun_device: false,
         }
     }
@@ -325,6 +327,18 @@ fn refused_nftables_names_the_capability_and_a_lacking_kernel_the_modules() {
 
     environment.nftables = Nftables::Unused;
     assert_ok(&find(&environment, Check::Nftables));
+}
+
+#[test]
+fn firewall_that_drops_forwarded_packets_names_the_rules_to_insert() {
+    let host = Host::healthy();
+    let mut environment = host.environment();
+    environment.forward_policy = ForwardPolicy::Known(vec!["ip filter FORWARD".to_owned()]);
+    let finding = find(&environment, Check::ForwardPolicy);
+    for key in ["iifname", "oifname"] {
+        let line = format!("nft insert rule ip filter FORWARD {key} tun-firezone accept");
+        assert_finding(&finding, Level::Warning, "ip filter FORWARD", [&line; 3]);
+    }
 }
 
 #[test]
