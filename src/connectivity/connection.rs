@@ -56,8 +56,9 @@ pub(super) struct Connection {
     local: IceCredentials,
     remote: IceCredentials,
     relay: Option<RelayId>,
-    /// Relayed addresses of `relay` that are local candidates here, with their base.
-    relayed: Vec<(SocketAddr, SocketAddr)>,
+    /// Relayed addresses that are local candidates here: whose, the address, its base. Those of a
+    /// former relay stay until they are invalidated, so that traffic moves before they go.
+    relayed: Vec<(RelayId, SocketAddr, SocketAddr)>,
     added: Vec<Candidate>,
     invalidated: Vec<String>,
     /// The pair to send on, as the agent says.
@@ -158,39 +159,30 @@ impl Connection {
 
     /// A relay got a relayed address; it counts here only if it is this connection's relay.
     pub(super) fn add_relayed(&mut self, relay: RelayId, address: SocketAddr, base: SocketAddr) {
-        if self.relay != Some(relay) || self.relayed.contains(&(address, base)) {
+        if self.relay != Some(relay) || self.relayed.contains(&(relay, address, base)) {
             return;
         }
-        self.relayed.push((address, base));
+        self.relayed.push((relay, address, base));
         self.add_local(Candidate::relayed(address, base, "udp"));
     }
 
-    /// The relay lost these addresses; it may get others.
+    /// These relayed addresses lead nowhere any more.
     pub(super) fn invalidate_relayed(&mut self, relay: RelayId, addresses: &[SocketAddr]) {
-        if self.relay != Some(relay) {
-            return;
-        }
         let (gone, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.relayed)
             .into_iter()
-            .partition(|(address, _)| addresses.contains(address));
+            .partition(|(owner, address, _)| *owner == relay && addresses.contains(address));
         self.relayed = kept;
-        for (address, base) in gone {
+        for (_, address, base) in gone {
             self.invalidate_local_relayed(address, base);
-        }
-        if self.relayed.is_empty() {
-            self.relay = None;
         }
     }
 
-    /// The relay is gone.
+    /// Another relay should be chosen; what this one still carries goes on until its addresses are
+    /// invalidated.
     pub(super) fn drop_relay(&mut self, relay: RelayId) {
-        if self.relay != Some(relay) {
-            return;
+        if self.relay == Some(relay) {
+            self.relay = None;
         }
-        for (address, base) in std::mem::take(&mut self.relayed) {
-            self.invalidate_local_relayed(address, base);
-        }
-        self.relay = None;
     }
 
     fn invalidate_local_relayed(&mut self, address: SocketAddr, base: SocketAddr) {
@@ -364,9 +356,14 @@ impl Connection {
     pub(super) fn relay_of(&self, source: SocketAddr) -> Option<RelayId> {
         self.relayed
             .iter()
-            .any(|(address, _)| *address == source)
-            .then_some(self.relay)
-            .flatten()
+            .find(|(_, address, _)| *address == source)
+            .map(|(relay, _, _)| *relay)
+    }
+
+    /// The relay and peer of the nominated pair, if it is relayed on our side.
+    pub(super) fn relayed_peer(&self) -> Option<(RelayId, SocketAddr)> {
+        let (local, remote) = self.nominated?;
+        Some((self.relay_of(local)?, remote))
     }
 
     /// The new path if it differs from the last one told.

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use is::stun::StunMessage;
 
 use self::connection::Connection;
-use self::relay::set::{Handled, RelaySet, RelaySetEvent};
+use self::relay::{CandidateKind, Handled, RelaySet, RelaySetEvent};
 use self::timers::Deadlines;
 use crate::admin::model::RelayStatus;
 use crate::datapath::peers::Path;
@@ -178,9 +178,9 @@ impl Connectivity {
         self.drain_relays(now);
     }
 
-    /// Whether any relay can be used now.
-    pub fn has_relay(&mut self) -> bool {
-        self.relays.choose().is_some()
+    /// Whether a relay can be used, or may be soon.
+    pub fn has_relay(&self) -> bool {
+        self.relays.any_hopeful()
     }
 
     /// Makes or keeps the connection to a client (data-path spec §2.7). Either way every local
@@ -247,6 +247,15 @@ impl Connectivity {
     /// Tells that inner packets went to or came from the client.
     pub fn note_activity(&mut self, now: Instant, client: ClientId) {
         self.with_connection(now, client, |c| c.touch(now));
+        // Data takes the fast path, past the relay's bookkeeping of which channels are in use.
+        if let Some((relay, peer)) = self
+            .connections
+            .get(&client)
+            .and_then(Connection::relayed_peer)
+        {
+            self.relays.note_sent(now, relay, peer);
+            self.relays.note_received(now, relay, peer);
+        }
     }
 
     /// The state of a client's connection, in one word, and its nominated pair.
@@ -256,7 +265,11 @@ impl Connectivity {
 
     /// What to show about the relays.
     pub fn relay_statuses(&self, now: Instant, wall: std::time::SystemTime) -> Vec<RelayStatus> {
-        self.relays.statuses(now, wall)
+        let unix = wall
+            .duration_since(std::time::SystemTime::UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs_f64();
+        self.relays.statuses(now, unix)
     }
 
     /// Takes a datagram; `local` is our address that it came to, with our port
@@ -278,6 +291,7 @@ impl Connectivity {
                 peer,
                 relayed,
                 payload,
+                ..
             } => (relayed, peer, payload),
             Handled::NotRelay => (local, remote, 0..datagram.len()),
         };
@@ -316,12 +330,7 @@ impl Connectivity {
         remote: SocketAddr,
         payload: Vec<u8>,
     ) -> Option<Transmit> {
-        let relay = self
-            .relays
-            .local_candidates()
-            .find(|g| g.kind == relay::set::CandidateKind::Relayed && g.addr == local)
-            .map(|g| g.relay);
-        match relay {
+        match self.relays.relay_of(local) {
             None => Some(Transmit {
                 source: Some(local.ip()),
                 destination: remote,
@@ -461,7 +470,7 @@ impl Connectivity {
         let relayed: Vec<(SocketAddr, SocketAddr)> = self
             .relays
             .local_candidates()
-            .filter(|g| g.relay == relay && g.kind == relay::set::CandidateKind::Relayed)
+            .filter(|g| g.relay == relay && g.kind == CandidateKind::Relayed)
             .map(|g| (g.addr, g.base))
             .collect();
         self.with_connection(now, client, |c| c.set_relay(relay, &relayed));
@@ -487,8 +496,8 @@ impl Connectivity {
         while let Some(event) = self.relays.poll_event() {
             match event {
                 RelaySetEvent::CandidateAdded(gathered) => match gathered.kind {
-                    relay::set::CandidateKind::Host => self.add_host(now, gathered.addr),
-                    relay::set::CandidateKind::ServerReflexive => {
+                    CandidateKind::Host => self.add_host(now, gathered.addr),
+                    CandidateKind::ServerReflexive => {
                         let pair = (gathered.addr, gathered.base);
                         if !self.reflexive.contains(&pair) {
                             self.reflexive.push(pair);
@@ -497,7 +506,7 @@ impl Connectivity {
                             });
                         }
                     }
-                    relay::set::CandidateKind::Relayed => {
+                    CandidateKind::Relayed => {
                         self.each_connection(now, |c| {
                             c.add_relayed(gathered.relay, gathered.addr, gathered.base);
                         });

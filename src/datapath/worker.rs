@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use boringtun::noise::errors::WireGuardError;
 use boringtun::noise::{Tunn, TunnResult};
 use rustix::event::epoll;
 use rustix::event::{EventfdFlags, eventfd};
@@ -278,7 +279,7 @@ impl State {
                 continue;
             };
             let Some(peer) = self.io.table.by_receiver_index(index) else {
-                self.io.counters.count(DropReason::NoSession, 1);
+                self.io.counters.count(DropReason::UnknownIndex, 1);
                 continue;
             };
             let receiver = Receiver {
@@ -324,7 +325,7 @@ impl State {
 
     fn to_slow_path(&mut self, datagram: Datagram<'_>, port: u16) {
         let Some(ip) = datagram.to else {
-            self.io.counters.count(DropReason::NoDestination, 1);
+            self.io.counters.count(DropReason::UnknownDatagram, 1);
             return;
         };
         let message = Slow::Datagram {
@@ -351,7 +352,7 @@ impl State {
     ) {
         // Also keeps the cipher's output within the scratch buffer: boringtun panics past it.
         if message.len() > MAX_DATAGRAM {
-            self.io.counters.count(DropReason::TooBig, 1);
+            self.io.counters.count(DropReason::MalformedTooLong, 1);
             return;
         }
         match tunn.decapsulate(None, message, scratch) {
@@ -361,7 +362,10 @@ impl State {
             }
             // An empty message is a keep-alive.
             TunnResult::Done | TunnResult::WriteToNetwork(_) => {}
-            TunnResult::Err(_) => self.io.counters.count(DropReason::Decryption, 1),
+            TunnResult::Err(
+                WireGuardError::DuplicateCounter | WireGuardError::InvalidCounter,
+            ) => self.io.counters.count(DropReason::Replayed, 1),
+            TunnResult::Err(_) => self.io.counters.count(DropReason::DecryptFailed, 1),
         }
     }
 
@@ -381,7 +385,7 @@ impl State {
             return;
         }
         let Some(policy) = &receiver.policy else {
-            self.io.counters.count(DropReason::NoPeerState, 1);
+            self.io.counters.count(DropReason::NoPolicy, 1);
             return;
         };
         let now = self.now;
@@ -394,7 +398,7 @@ impl State {
             Verdict::Allow { .. } => {
                 receiver.peer.traffic.received(1, packet.len() as u64);
                 if self.io.tun.write(packet).is_err() {
-                    self.io.counters.count(DropReason::Device, 1);
+                    self.io.counters.count(DropReason::DeviceWriteFailed, 1);
                 }
             }
             Verdict::Deny { reason, reply } => {
@@ -459,7 +463,7 @@ impl State {
             return;
         };
         let Some(policy) = &sender.policy else {
-            self.io.counters.count(DropReason::NoPeerState, 1);
+            self.io.counters.count(DropReason::NoPolicy, 1);
             return;
         };
         let now = self.now;
@@ -518,7 +522,7 @@ impl State {
         }
         let counters = &self.io.counters;
         self.trains.flush(&self.io.sockets, |_, datagrams| {
-            counters.count(DropReason::Send, datagrams as u64);
+            counters.count(DropReason::SocketWriteFailed, datagrams as u64);
         });
     }
 }

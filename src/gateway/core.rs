@@ -1,13 +1,13 @@
 //! The slow path's decisions: portal messages, datagrams and instants in; portal messages,
 //! datagrams and commands out. No socket, clock or task inside.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::outbox::Outbox;
-use crate::access::{Access, AccessEvent, DropReason};
+use crate::access::{Access, AccessEvent, DropReason, TunnelAddresses};
 use crate::admin::model::{ClientStatus, RelayStatus};
 use crate::connectivity::{self, Connectivity, Inbound, Transmit, Upsert};
 use crate::datapath::peers::PeerTable;
@@ -112,7 +112,7 @@ impl Core {
 
     /// The token was refused: nobody may be served any more.
     pub fn revoke_all(&mut self, now: Instant) {
-        self.access.resync(now, &[]);
+        self.access.remove_all();
         self.drain(now);
     }
 
@@ -260,7 +260,7 @@ impl Core {
             .handle_packet(now, local, remote, datagram)
         {
             Inbound::Consumed => {}
-            Inbound::Unknown => self.counters.count(DropReason::UnknownStun, 1),
+            Inbound::Unknown => self.counters.count(DropReason::UnknownDatagram, 1),
             Inbound::WireGuard {
                 local,
                 remote,
@@ -268,7 +268,7 @@ impl Core {
             } => {
                 let message = &datagram[payload];
                 if let Err(refused) = self.wireguard.handle_message(now, local, remote, message) {
-                    self.counters.count(refused.into(), 1);
+                    self.counters.count(refused.drop_reason(), 1);
                 }
             }
         }
@@ -488,12 +488,11 @@ impl Core {
     pub fn client_statuses(&self, now: Instant, wall: SystemTime) -> Vec<ClientStatus> {
         use std::sync::atomic::Ordering::Relaxed;
 
-        let mut ids = self.access.clients();
-        ids.extend(self.clients.keys().copied());
-        ids.sort();
-        ids.dedup();
-        ids.into_iter()
-            .map(|client| {
+        let mut all: BTreeMap<ClientId, Option<TunnelAddresses>> =
+            self.clients.keys().map(|client| (*client, None)).collect();
+        all.extend(self.access.clients().map(|(client, a)| (client, Some(a))));
+        all.into_iter()
+            .map(|(client, addresses)| {
                 let view = self.connectivity.describe(client);
                 let peer = self.wireguard.peer(client);
                 let last_handshake = self
@@ -502,10 +501,9 @@ impl Core {
                     .map(|at| unix_seconds(wall - now.saturating_duration_since(at)));
                 ClientStatus {
                     id: client.to_string(),
-                    addresses: self
-                        .access
-                        .addresses(client)
-                        .map_or_else(Vec::new, |a| a.iter().map(ToString::to_string).collect()),
+                    addresses: addresses.map_or_else(Vec::new, |a| {
+                        vec![a.ipv4.to_string(), a.ipv6.to_string()]
+                    }),
                     connection: view.as_ref().map_or("none", |v| v.state).to_owned(),
                     path: view
                         .as_ref()

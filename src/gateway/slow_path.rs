@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
-use rand::SeedableRng as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
@@ -20,9 +19,10 @@ use crate::datapath::peers::PeerTable;
 use crate::datapath::worker::{Counters, Slow, Stop, Worker};
 use crate::host::network::Network;
 use crate::net;
-use crate::portal::driver::Driver;
+use crate::portal::channel::{Event, GaveUpReason};
+use crate::portal::driver::{Driver, PortalConfig};
+use crate::portal::login::{HostFacts, user_agent};
 use crate::portal::messages::{Egress, Interface};
-use crate::portal::{Event, PortalConfig};
 
 /// Datagrams and control packets that wait for the slow path.
 const QUEUE: usize = 4096;
@@ -239,17 +239,16 @@ impl SlowPath {
             slow: to_slow_path,
         }
         .spawn(0)?;
-        let portal = Driver::new(
-            PortalConfig {
-                api_url: config.api_url.clone(),
-                token: config.token.clone(),
-                id: config.identity.id.clone(),
-                name: config.name.clone(),
-                public_key: core.public_key(),
-                max_partition_time: config.max_partition_time,
-            },
-            rand::rngs::StdRng::from_os_rng(),
-        )?;
+        let portal = Driver::new(PortalConfig {
+            api_url: config.api_url.clone(),
+            token: config.token.clone(),
+            external_id_source: config.identity.id.clone(),
+            name: config.name.clone(),
+            public_key: core.public_key(),
+            max_partition_time: config.max_partition_time,
+            user_agent: user_agent(&HostFacts::read(), env!("CARGO_PKG_VERSION")),
+            exit_on_auth_failure: config.exit_on_auth_failure,
+        })?;
         let network = match Network::new() {
             Ok(network) => Some(Arc::new(network)),
             Err(error) => {
@@ -343,19 +342,21 @@ impl SlowPath {
             Event::Blocked { .. } => {
                 self.core.disconnected();
                 self.core.revoke_all(now);
-                if self.config.exit_on_auth_failure {
-                    return Some(ExitStatus::AuthFailure);
-                }
             }
             Event::Unblocked => {}
-            Event::GaveUp { .. } => return Some(ExitStatus::Failure),
+            Event::GaveUp { reason, .. } => {
+                return Some(match reason {
+                    GaveUpReason::BudgetExhausted => ExitStatus::Failure,
+                    GaveUpReason::AuthRefused => ExitStatus::AuthFailure,
+                });
+            }
         }
         self.publish();
         None
     }
 
     fn send(&mut self, message: Egress) {
-        if self.portal.send(message).is_err() {
+        if self.portal.send(&message).is_err() {
             tracing::debug!("a message for the portal was dropped: not joined");
         }
     }
@@ -375,7 +376,7 @@ impl SlowPath {
             );
             if let Err(error) = sent {
                 tracing::debug!(%error, to = %transmit.destination, "datagram not sent");
-                self.counters[0].count(crate::access::DropReason::Send, 1);
+                self.counters[0].count(crate::access::DropReason::SocketWriteFailed, 1);
             }
         }
         while let Some(command) = self.core.poll_command() {
@@ -461,7 +462,8 @@ impl SlowPath {
                 self.portal.token_changed(token);
             }
             Some(Err(error)) => tracing::warn!(%error, "Token not read again"),
-            None => self.portal.retry_now(),
+            // Asked for by hand: try at once, whatever the backoff says.
+            None => self.portal.network_changed(),
         }
     }
 

@@ -43,7 +43,7 @@ pub fn build(
     wall: SystemTime,
 ) -> Status {
     let mut dropped = BTreeMap::new();
-    for reason in DropReason::ALL {
+    for reason in DropReason::ALL.iter().copied() {
         let count: u64 = counters.iter().map(|c| c.dropped(reason)).sum();
         if count > 0 {
             dropped.insert(reason.as_str().to_owned(), count);

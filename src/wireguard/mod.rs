@@ -15,6 +15,7 @@ use boringtun::noise::rate_limiter::RateLimiter;
 use boringtun::noise::{Packet, Tunn, TunnResult};
 use boringtun::x25519::{PublicKey, StaticSecret};
 
+use crate::access::DropReason;
 use crate::datapath::peers::{IndexPool, Path, Peer, PeerTable};
 use crate::ids::ClientId;
 use crate::portal::messages::PresharedKey;
@@ -81,13 +82,11 @@ pub enum Refused {
 }
 
 impl Refused {
-    /// The name used in counters.
-    pub fn as_str(self) -> &'static str {
+    /// What it is counted as.
+    pub fn drop_reason(self) -> DropReason {
         match self {
-            Self::Invalid => "wireguard_invalid",
-            Self::Mac => "wireguard_mac",
-            Self::UnderLoad => "wireguard_under_load",
-            Self::UnknownPeer => "wireguard_unknown_peer",
+            Self::Invalid | Self::Mac | Self::UnknownPeer => DropReason::HandshakeInvalid,
+            Self::UnderLoad => DropReason::HandshakeRateLimited,
         }
     }
 }

@@ -371,6 +371,13 @@ impl RelaySet {
         self.relays.values().any(Relay::is_usable)
     }
 
+    /// Whether any relay is usable, or may be soon.
+    pub fn any_hopeful(&self) -> bool {
+        self.relays
+            .values()
+            .any(|relay| relay.retiring.is_none() && relay.allocation.is_hopeful())
+    }
+
     /// Whether this relay is usable for new connections.
     pub fn is_usable(&self, id: RelayId) -> bool {
         self.relays.get(&id).is_some_and(Relay::is_usable)
