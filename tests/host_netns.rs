@@ -22,7 +22,8 @@ use serde_json::{Value, json};
 const TUN: &str = "tun-firezone";
 const V4: Ipv4Addr = Ipv4Addr::new(100, 64, 1, 2);
 const V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x2021, 0x1111, 0, 0, 0, 1, 2);
-const TABLE: &str = "0x2021fd00";
+/// How `ip` shows the number of our routing table.
+const TABLE: &str = "539098368";
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -148,11 +149,10 @@ fn addresses() -> Vec<String> {
 fn routes(family: &str) -> Vec<(String, String)> {
     // Asking for a table that does not exist is an error of the tool.
     let all = json_of(&format!("ip -j {family} route show table all"));
-    let table = u32::from_str_radix(TABLE.trim_start_matches("0x"), 16).unwrap();
     all.as_array()
         .unwrap()
         .iter()
-        .filter(|route| route["table"] == table.to_string())
+        .filter(|route| route["table"] == TABLE)
         .map(|route| {
             let text = |key: &str| route[key].as_str().unwrap().to_owned();
             (text("dst"), text("dev"))
@@ -260,7 +260,7 @@ fn configuring_twice_leaves_exactly_the_wanted_addresses_routes_and_rules() {
             let ours: Vec<Value> = now.extract_if(.., |rule| rule["priority"] == 100).collect();
             assert_eq!(ours.len(), 1, "{ours:?}");
             assert_eq!(ours[0]["fwmark"], "0xfd002021", "{ours:?}");
-            assert_eq!(ours[0]["table"], 0x2021_fd00_u32.to_string(), "{ours:?}");
+            assert_eq!(ours[0]["table"], TABLE, "{ours:?}");
             assert!(ours[0].get("not").is_some(), "{ours:?}");
             assert_eq!(&now, before);
         }
@@ -419,7 +419,7 @@ fn chains_of_others_that_drop_forwarded_packets_are_found_and_the_fix_works() {
         for (family, chain, hook, policy) in [
             ("ip", "FORWARD", "forward", "drop"),
             ("inet", "in", "input", "drop"),
-            ("inet", "fwd", "forward", "accept"),
+            ("inet", "passing", "forward", "accept"),
         ] {
             sh(&format!("nft add table {family} filter"));
             sh(&format!(
