@@ -15,7 +15,8 @@ pub enum Verdict {
         /// decided it. The verdict holds strictly before this instant; `None` has no end.
         until: Option<Instant>,
     },
-    /// Drop it. Not to be remembered: a denial may end without a new policy, never an allowance.
+    /// Drop it. Not to be remembered: a denial can turn into an allowance with time alone, when a
+    /// grant that overrides another one ends.
     Deny {
         /// Why, for counters and logs.
         reason: DropReason,
