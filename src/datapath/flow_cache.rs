@@ -8,7 +8,7 @@
 use std::hash::BuildHasher;
 use std::time::Instant;
 
-use crate::access::{DropReason, Reply, Verdict};
+use crate::access::Verdict;
 use crate::packet::FlowKey;
 
 /// Sets per cache.
@@ -58,6 +58,10 @@ impl FlowCache {
             }
         }
         let verdict = decide();
+        // Denials are not kept: one can turn into an allowance with nothing but time.
+        if !verdict.is_allow() {
+            return verdict;
+        }
         let entry = Entry {
             key: *key,
             generation,
@@ -87,7 +91,7 @@ impl Default for FlowCache {
 fn is_current(entry: &Entry, now: Instant) -> bool {
     match entry.verdict {
         Verdict::Allow { until } => until.is_none_or(|until| now < until),
-        Verdict::Deny { .. } => true,
+        Verdict::Deny { .. } => false,
     }
 }
 
@@ -124,10 +128,85 @@ impl ReplyBudget {
     }
 }
 
-/// A denied packet's reason and answer, for callers that only care about denials.
-pub fn denial(verdict: Verdict) -> Option<(DropReason, Option<Reply>)> {
-    match verdict {
-        Verdict::Allow { .. } => None,
-        Verdict::Deny { reason, reply } => Some((reason, reply)),
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::time::Duration;
+
+    use super::*;
+    use crate::access::DropReason;
+    use crate::packet::Meta;
+
+    fn key(port: u16) -> FlowKey {
+        let mut packet = [0; 28];
+        packet[0] = 0x45;
+        packet[3] = 28;
+        packet[9] = 17;
+        packet[12..16].copy_from_slice(&[100, 64, 0, 9]);
+        packet[16..20].copy_from_slice(&[10, 0, 0, 1]);
+        packet[20..22].copy_from_slice(&port.to_be_bytes());
+        packet[25] = 8;
+        FlowKey::outbound(&Meta::parse(&packet).unwrap())
+    }
+
+    const ALLOW: Verdict = Verdict::Allow { until: None };
+    const DENY: Verdict = Verdict::Deny {
+        reason: DropReason::NoGrant,
+        reply: None,
+    };
+
+    #[test]
+    fn an_allowance_is_asked_for_once_per_generation() {
+        let (mut cache, now) = (FlowCache::new(), Instant::now());
+        let mut asked = 0;
+        for generation in [1, 1, 1, 2, 2, 1] {
+            cache.verdict(&key(5), generation, now, || {
+                asked += 1;
+                ALLOW
+            });
+        }
+        assert_eq!(asked, 3);
+    }
+
+    #[test]
+    fn an_allowance_ends_when_its_grant_does() {
+        let (mut cache, now) = (FlowCache::new(), Instant::now());
+        let until = now + Duration::from_secs(5);
+        let limited = Verdict::Allow { until: Some(until) };
+        cache.verdict(&key(5), 1, now, || limited);
+        let tick = Duration::from_nanos(1);
+        assert_eq!(cache.verdict(&key(5), 1, until - tick, || DENY), limited);
+        assert_eq!(cache.verdict(&key(5), 1, until, || DENY), DENY);
+    }
+
+    #[test]
+    fn a_denial_is_asked_for_each_time() {
+        let (mut cache, now) = (FlowCache::new(), Instant::now());
+        assert_eq!(cache.verdict(&key(5), 1, now, || DENY), DENY);
+        assert_eq!(cache.verdict(&key(5), 1, now, || ALLOW), ALLOW);
+    }
+
+    #[test]
+    fn a_flood_of_flows_evicts_but_never_mixes_verdicts() {
+        let (mut cache, now) = (FlowCache::new(), Instant::now());
+        for round in 0..2 {
+            for port in 0..=u16::MAX {
+                let own = Verdict::Allow {
+                    until: Some(now + Duration::from_secs(1 + u64::from(port))),
+                };
+                let got = cache.verdict(&key(port), 1, now, || own);
+                assert_eq!(got, own, "round {round}");
+            }
+        }
+    }
+
+    #[test]
+    fn answers_are_limited_per_second() {
+        let now = Instant::now();
+        let mut budget = ReplyBudget::new(now);
+        let sent = (0..1000).filter(|_| budget.take(now)).count();
+        assert_eq!(sent, REPLIES_PER_SECOND as usize);
+        assert!(budget.take(now + Duration::from_secs(1)));
     }
 }

@@ -21,6 +21,7 @@ use super::flow_cache::{FlowCache, ReplyBudget};
 use super::peers::{Path, Peer, PeerTable};
 use super::train::Trains;
 use crate::access::{ClientPolicy, DropReason, Reply, Verdict};
+use crate::admin::Heartbeat;
 use crate::connectivity::channel_data_header;
 use crate::device::{MTU, Tun};
 use crate::ids::ClientId;
@@ -67,8 +68,6 @@ pub enum Slow {
 /// Counters of one worker; written by it alone, read by whoever wants.
 pub struct Counters {
     drops: Box<[AtomicU64]>,
-    /// Milliseconds since the worker's start at which its loop last turned.
-    pub ticked: AtomicU64,
 }
 
 impl Counters {
@@ -76,7 +75,6 @@ impl Counters {
     pub fn new() -> Self {
         Self {
             drops: (0..DropReason::COUNT).map(|_| AtomicU64::new(0)).collect(),
-            ticked: AtomicU64::new(0),
         }
     }
 
@@ -109,6 +107,8 @@ pub struct Worker {
     pub counters: Arc<Counters>,
     /// The way to the slow path.
     pub slow: mpsc::Sender<Slow>,
+    /// Shows that the loop turns.
+    pub heartbeat: Heartbeat,
 }
 
 /// Stops a running worker.
@@ -179,7 +179,6 @@ impl Worker {
 
 struct State {
     io: Worker,
-    started: Instant,
     now: Instant,
     relays: Arc<Vec<SocketAddr>>,
     outbound: FlowCache,
@@ -201,7 +200,6 @@ impl State {
         Self {
             relays: io.table.relays(),
             io,
-            started: now,
             now,
             outbound: FlowCache::new(),
             inbound: FlowCache::new(),
@@ -229,11 +227,7 @@ impl State {
                 Err(error) => return Err(error.into()),
             }
             self.now = Instant::now();
-            let alive = self.now.duration_since(self.started).as_millis();
-            self.io
-                .counters
-                .ticked
-                .store(alive as u64, Ordering::Relaxed);
+            self.io.heartbeat.tick(self.now);
             self.relays = self.io.table.relays();
             for event in &events {
                 match event.data.u64() {
@@ -362,9 +356,9 @@ impl State {
             }
             // An empty message is a keep-alive.
             TunnResult::Done | TunnResult::WriteToNetwork(_) => {}
-            TunnResult::Err(
-                WireGuardError::DuplicateCounter | WireGuardError::InvalidCounter,
-            ) => self.io.counters.count(DropReason::Replayed, 1),
+            TunnResult::Err(WireGuardError::DuplicateCounter | WireGuardError::InvalidCounter) => {
+                self.io.counters.count(DropReason::Replayed, 1)
+            }
             TunnResult::Err(_) => self.io.counters.count(DropReason::DecryptFailed, 1),
         }
     }

@@ -347,6 +347,18 @@ impl Core {
         .min_by_key(|(at, _)| *at)
     }
 
+    /// Compares the time of day with what grants were mapped by: after a suspended machine or a
+    /// stepped clock they must end at their real time.
+    pub fn note_wall(&mut self, now: Instant, wall: SystemTime) {
+        let unix = wall
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
+        if self.access.adjust_clock(now, unix) {
+            tracing::warn!("The clock was stepped; the ends of all grants were mapped anew");
+        }
+        self.drain(now);
+    }
+
     fn note_activity(&mut self, now: Instant) {
         let mut active = Vec::new();
         for (client, state) in &mut self.clients {
@@ -501,9 +513,8 @@ impl Core {
                     .map(|at| unix_seconds(wall - now.saturating_duration_since(at)));
                 ClientStatus {
                     id: client.to_string(),
-                    addresses: addresses.map_or_else(Vec::new, |a| {
-                        vec![a.ipv4.to_string(), a.ipv6.to_string()]
-                    }),
+                    addresses: addresses
+                        .map_or_else(Vec::new, |a| vec![a.ipv4.to_string(), a.ipv6.to_string()]),
                     connection: view.as_ref().map_or("none", |v| v.state).to_owned(),
                     path: view
                         .as_ref()

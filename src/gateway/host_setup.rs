@@ -3,16 +3,15 @@
 //! What is missing is named in the status and tried again; the process stays up, so that the
 //! message can be read where operators look (`/readyz?verbose`, `status`).
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use crate::admin::model::{DeviceStatus, HostFinding};
 use crate::config::Config;
 use crate::device::Tun;
+use crate::host::buffers;
 use crate::host::nft::{self, NftError};
 use crate::host::preflight::{self, Environment, Nftables, Platform};
-use crate::host::buffers;
 use crate::net::{SocketOptions, Sockets};
 
 /// Device and sockets.
@@ -102,22 +101,18 @@ impl Host {
 
 /// Looks at the host before there is a device.
 pub(super) fn first_findings(config: &Config) -> Vec<HostFinding> {
-    findings(config, Nftables::Probe(&config.tun_name))
+    findings(config, Nftables::Probe)
 }
 
 fn findings(config: &Config, nftables: Nftables<'_>) -> Vec<HostFinding> {
     if !config.check_host {
         return Vec::new();
     }
-    let root = PathBuf::from("/");
-    let platform = Platform::detect(&root);
     let environment = Environment {
-        root,
-        state_directory: config.state_dir.clone(),
-        now: SystemTime::now(),
         nftables,
-        make_tun_device: true,
+        ..Environment::of_this_host(&config.state_dir, &config.tun_name)
     };
+    let platform = Platform::detect(&environment.root);
     preflight::run(&environment)
         .iter()
         .map(|finding| finding.to_status(platform))

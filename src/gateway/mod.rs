@@ -9,7 +9,6 @@ pub mod outbox;
 mod slow_path;
 pub mod snapshot;
 
-use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -17,8 +16,7 @@ use anyhow::Context as _;
 use tokio::sync::watch;
 
 use self::snapshot::{Facts, Surroundings};
-use crate::admin;
-use crate::admin::model::Status;
+use crate::admin::{self, AdminState, Drain, Liveness};
 use crate::config::{Config, ExitStatus};
 use crate::telemetry;
 
@@ -41,14 +39,18 @@ pub fn run(config: Config, telemetry: telemetry::Guard) -> anyhow::Result<ExitSt
         facts.started,
     );
     let (status, watcher) = watch::channel(Arc::new(first));
-    let liveness = Arc::new(admin::Liveness::new());
-    start_admin(&config, watcher, Arc::clone(&liveness))?;
+    let liveness = Liveness::default();
+    let drain = Drain::default();
+    start_admin(
+        &config,
+        AdminState::new(watcher, liveness.clone(), drain.clone()),
+    )?;
 
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let exit = runtime.block_on(slow_path::run(config, facts, status, liveness));
+    let exit = runtime.block_on(slow_path::run(config, facts, status, liveness, drain));
     telemetry.shutdown(slow_path::TELEMETRY_FLUSH);
     // Tasks that still wait for the network must not hold up the end.
     runtime.shutdown_background();
@@ -57,39 +59,23 @@ pub fn run(config: Config, telemetry: telemetry::Guard) -> anyhow::Result<ExitSt
 
 /// The admin server lives on a thread of its own, so that no request can slow the slow path, and
 /// answers for as long as the process lives.
-fn start_admin(
-    config: &Config,
-    status: watch::Receiver<Arc<Status>>,
-    liveness: Arc<admin::Liveness>,
-) -> anyhow::Result<()> {
+fn start_admin(config: &Config, state: AdminState) -> anyhow::Result<()> {
     let Some(address) = config.health_check_addr else {
         return Ok(());
     };
-    let listener = TcpListener::bind(address).with_context(|| {
-        format!(
-            "the admin server cannot listen on {address}; set HEALTH_CHECK_ADDR to a free address \
-             such as 0.0.0.0:8081, or to `off`"
-        )
-    })?;
-    listener.set_nonblocking(true)?;
-    let state = admin::AdminState::new(status, liveness);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .thread_name("admin")
         .enable_all()
         .build()?;
+    let listener = runtime.block_on(admin::bind(address))?;
     std::thread::Builder::new()
         .name("admin".to_owned())
         .spawn(move || {
-            runtime.block_on(async move {
-                let served = match tokio::net::TcpListener::from_std(listener) {
-                    Ok(listener) => admin::serve(listener, state, std::future::pending()).await,
-                    Err(error) => Err(error),
-                };
-                if let Err(error) = served {
-                    tracing::error!(%error, "The admin server ended");
-                }
-            });
+            let served = runtime.block_on(admin::serve(listener, state, std::future::pending()));
+            if let Err(error) = served {
+                tracing::error!(%error, "The admin server ended");
+            }
         })?;
     Ok(())
 }

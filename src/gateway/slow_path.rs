@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -12,8 +11,8 @@ use tokio::time::{MissedTickBehavior, interval, sleep_until};
 use super::core::{Command, Core};
 use super::host_setup::{self, Host};
 use super::snapshot::{self, Facts, Surroundings};
-use crate::admin::Liveness;
 use crate::admin::model::{DeviceStatus, PortalState, Status};
+use crate::admin::{Drain, Heartbeat, Liveness};
 use crate::config::{Config, ExitStatus};
 use crate::datapath::peers::PeerTable;
 use crate::datapath::worker::{Counters, Slow, Stop, Worker};
@@ -69,7 +68,8 @@ pub(super) async fn run(
     config: Config,
     facts: Facts,
     status: watch::Sender<Arc<Status>>,
-    liveness: Arc<Liveness>,
+    liveness: Liveness,
+    drain: Drain,
 ) -> anyhow::Result<ExitStatus> {
     let mut signals = Signals::new()?;
     let mut around = Surroundings {
@@ -83,7 +83,7 @@ pub(super) async fn run(
     let publisher = Publisher {
         status,
         facts,
-        liveness,
+        heartbeat: liveness.register("slow_path", Instant::now()),
     };
     let mut host = match wait_for_host(&config, &mut around, &publisher, &mut signals).await {
         Some(Ok(host)) => host,
@@ -92,8 +92,9 @@ pub(super) async fn run(
     };
     around.device = host.describe();
     around.host = host.check(&config);
-    let mut slow_path = SlowPath::new(config, around, publisher, host)?;
+    let mut slow_path = SlowPath::new(config, around, publisher, host, &liveness)?;
     let exit = slow_path.serve(&mut signals).await;
+    drain.begin();
     slow_path.shut_down(&mut signals).await;
     Ok(exit)
 }
@@ -163,12 +164,12 @@ fn idle_portal(config: &Config) -> crate::admin::model::PortalStatus {
 struct Publisher {
     status: watch::Sender<Arc<Status>>,
     facts: Facts,
-    liveness: Arc<Liveness>,
+    heartbeat: Heartbeat,
 }
 
 impl Publisher {
     fn publish(&self, around: &Surroundings, core: Option<&Core>, counters: &[Arc<Counters>]) {
-        self.liveness.tick_slow_path();
+        self.heartbeat.tick(Instant::now());
         let status = snapshot::build(
             &self.facts,
             around,
@@ -198,7 +199,6 @@ struct SlowPath {
     ),
     token_seen: Option<SystemTime>,
     checked: Instant,
-    worker_ticked: u64,
 }
 
 /// What became of the device's addresses.
@@ -213,6 +213,7 @@ impl SlowPath {
         around: Surroundings,
         publisher: Publisher,
         host: Host,
+        liveness: &Liveness,
     ) -> anyhow::Result<Self> {
         let now = Instant::now();
         let table = Arc::new(PeerTable::new());
@@ -237,6 +238,7 @@ impl SlowPath {
             table,
             counters: Arc::clone(&counters[1]),
             slow: to_slow_path,
+            heartbeat: liveness.register("worker-0", now),
         }
         .spawn(0)?;
         let portal = Driver::new(PortalConfig {
@@ -271,7 +273,6 @@ impl SlowPath {
             configured: mpsc::unbounded_channel(),
             token_seen,
             checked: now,
-            worker_ticked: 0,
         })
     }
 
@@ -445,12 +446,7 @@ impl SlowPath {
             self.checked = now;
             self.around.host = self.host.check(&self.config);
         }
-        // A worker turns its loop at least once a second; one that does not is stuck or gone.
-        let ticked = self.counters[1].ticked.load(Ordering::Relaxed);
-        if ticked != self.worker_ticked {
-            self.worker_ticked = ticked;
-            self.publisher.liveness.tick_worker();
-        }
+        self.core.note_wall(now, SystemTime::now());
         self.publish();
     }
 
