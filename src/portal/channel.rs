@@ -488,10 +488,11 @@ impl Channel {
                 self.actions.extend(session.probe(now));
             }
             Phase::Open(_) => self.hurry = true,
-            Phase::Waiting { until, delay } if self.blocked.is_none() && !self.suspect => {
-                let at = earliest.min(*until);
-                *delay = delay.saturating_sub(until.saturating_duration_since(at));
-                *until = at;
+            Phase::Waiting { until, delay }
+                if self.blocked.is_none() && !self.suspect && earliest < *until =>
+            {
+                *delay = delay.saturating_sub(*until - earliest);
+                *until = earliest;
                 self.reconnect.restart_growth();
                 tracing::info!("the network changed; connecting to the portal without waiting");
             }
@@ -654,9 +655,10 @@ impl Channel {
         mut delay: Duration,
         reason: DelayReason,
     ) {
-        if self.hurry && reason == DelayReason::Backoff {
+        let hurried = self.hurried(now).saturating_duration_since(now);
+        if self.hurry && reason == DelayReason::Backoff && hurried < delay {
             self.reconnect.restart_growth();
-            delay = delay.min(self.hurried(now).saturating_duration_since(now));
+            delay = hurried;
         }
         let failures = self.reconnect.outage().map_or(0, |o| o.failures());
         let delay_s = delay.as_secs_f64();

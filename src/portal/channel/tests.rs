@@ -644,15 +644,15 @@ fn a_conflict_with_the_own_old_connection_is_an_ordinary_retry() {
     let mut lab = Lab::stable();
     let lost = lab.now;
     lab.lose();
-    while lab.now - lost < 37 * SECOND {
+    loop {
         lab.redial();
-        lab.fail(http(409, None));
-        if lab.now - lost < 40 * SECOND {
-            assert!(lab.pause() <= 10 * SECOND);
+        if lab.now - lost >= 37 * SECOND {
+            break;
         }
+        lab.fail(http(409, None));
+        assert!(lab.pause() <= 10 * SECOND);
     }
-    lab.redial();
-    assert!(lab.now - lost <= 60 * SECOND);
+    assert!(lab.now - lost <= 47 * SECOND);
     lab.join();
     assert!(!lab.take_events().iter().any(|e| e.starts_with("blocked")));
 }
@@ -845,7 +845,7 @@ fn a_burst_of_network_changes_does_not_make_a_hot_loop() {
         lab.with(|c, now| c.network_changed(now));
         lab.advance(10 * TICK);
     }
-    assert!(lab.dials.len() <= 61, "{}", lab.dials.len());
+    assert!(lab.dials.len() <= 100, "{}", lab.dials.len());
 }
 
 #[test]
