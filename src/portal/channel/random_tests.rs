@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeMap;
+
 use rand::Rng;
 use rand::rngs::SmallRng;
 use serde_json::json;

@@ -71,7 +71,7 @@ async fn connect(driver: &mut Driver, listener: &TcpListener) -> Peer {
 async fn joins_exchanges_messages_and_closes_in_order() {
     let (listener, url) = listen().await;
     let mut driver = driver(&url);
-    assert_eq!(driver.send(&Egress::NoRelays), Err(NotJoined));
+    assert_eq!(driver.send(Egress::NoRelays), Err(NotJoined));
     let mut peer = connect(&mut driver, &listener).await;
     assert_eq!(driver.status().state, PortalState::Joined);
     assert_eq!(
@@ -89,11 +89,11 @@ async fn joins_exchanges_messages_and_closes_in_order() {
         Event::Message(Ingress::Init(_))
     ));
 
-    driver.send(&Egress::NoRelays).unwrap();
+    driver.send(Egress::NoRelays).unwrap();
     let (received, _) = while_driven(&mut driver, peer.receive()).await;
     assert_eq!(received["event"], "no_relays");
 
-    driver.send(&Egress::NoRelays).unwrap();
+    driver.send(Egress::NoRelays).unwrap();
     let goodbye = async {
         let last = peer.receive().await;
         (last["event"].clone(), peer.receive().await)
@@ -202,7 +202,7 @@ async fn a_stalled_socket_is_left_and_its_heartbeats_do_not_count_as_sent() {
     let start = now();
     let candidates = vec!["x".repeat(1 << 20); 32];
     driver
-        .send(&Egress::BroadcastIceCandidates {
+        .send(Egress::BroadcastIceCandidates {
             client_ids: vec![],
             candidates,
         })
