@@ -5,25 +5,31 @@
 //! [`Channel::handle_timeout`] at the time that [`Channel::poll_timeout`] names. There is at most
 //! one attempt or socket at any time; inputs that belong to none are ignored.
 
+mod inbound;
 mod session;
 mod status;
+mod types;
 
 #[cfg(test)]
 mod random_tests;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
 
 use self::session::Session;
+pub use self::types::{
+    Action, Attempt, ChannelConfig, CloseCause, Counters, EndedOutage, Event, GaveUpReason,
+    Milestone, NotJoined, Timer,
+};
 use super::error::{ErrorType, Failure};
-use super::messages::{Egress, Ingress};
-use super::reconnect::{DelayReason, Reconnect, Verdict};
-use super::wire::{self, Inbound, Reply, WireError};
+use super::messages::Egress;
+use super::reconnect::{CONFIRM_BOUNDS, DelayReason, Reconnect, Verdict};
+use super::wire;
 use crate::admin::model::PortalState;
 
 /// The join must be answered within this (portal-channel spec §1.7).
@@ -45,211 +51,6 @@ pub const HURRIED_SPACING: Duration = Duration::from_secs(1);
 pub const CLOSE_NORMAL: u16 = 1000;
 /// So many messages that overtook the join reply are kept.
 const MAX_HELD: usize = 256;
-
-/// What the channel needs to know.
-#[derive(Debug, Clone, Default)]
-pub struct ChannelConfig {
-    /// URL without query, for the status.
-    pub url: String,
-    /// Budget of one outage; `None` tries for ever.
-    pub max_partition_time: Option<Duration>,
-    /// End with [`Event::GaveUp`] where the channel would be blocked.
-    pub exit_on_auth_failure: bool,
-}
-
-/// To be done by the owner, in order.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Action {
-    /// Start an attempt; answer with [`Channel::socket_opened`] or [`Channel::attempt_failed`].
-    Dial(Attempt),
-    /// Write a text message; report with [`Channel::written`] once it left.
-    SendText {
-        /// The message.
-        text: String,
-        /// Its reference.
-        reference: u64,
-    },
-    /// Drop the attempt or socket.
-    Disconnect,
-    /// Send a Close frame and drop the socket.
-    Close {
-        /// Close code.
-        code: u16,
-    },
-}
-
-/// One attempt to connect.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Attempt {
-    /// Number since start, from 1.
-    pub number: u64,
-    /// Number within this outage, from 1.
-    pub of_outage: u32,
-    /// How long was waited before it.
-    pub delay: Duration,
-    /// Age of the outage; zero without one.
-    pub outage_elapsed: Duration,
-}
-
-/// What the rest of the gateway needs to hear.
-#[derive(Debug)]
-pub enum Event {
-    /// Joined: messages can be sent until [`Event::Disconnected`].
-    Connected,
-    /// No longer joined; access that was granted stays.
-    Disconnected {
-        /// Why.
-        failure: Failure,
-    },
-    /// A message of the portal.
-    Message(Ingress),
-    /// The portal refuses the token: nobody is authorized any more. It is checked again rarely.
-    Blocked {
-        /// The refusal.
-        failure: Failure,
-    },
-    /// The refusal is over: the portal accepted the token, or there is another token to try.
-    Unblocked,
-    /// The end, no further attempt is made.
-    GaveUp {
-        /// The last failure.
-        failure: Failure,
-        /// Why that ends it.
-        reason: GaveUpReason,
-    },
-}
-
-/// Why no further attempt is made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum GaveUpReason {
-    /// The outage lasted longer than its budget.
-    BudgetExhausted,
-    /// The token is refused, and configuration says that this ends the process.
-    AuthRefused,
-}
-
-/// Steps that telemetry records; nothing depends on them.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Milestone {
-    /// The socket is open, the join is on its way.
-    JoinStarted,
-    /// The attempt ended in a join.
-    AttemptSucceeded,
-    /// The attempt failed.
-    AttemptFailed(Failure),
-    /// The attempt was cut short by us.
-    AttemptAbandoned,
-    /// An outage is over.
-    OutageEnded(EndedOutage),
-}
-
-/// An outage that is over.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct EndedOutage {
-    /// First error.
-    pub since: Instant,
-    /// The join that proved stable, or the moment of giving up.
-    pub until: Instant,
-    /// What the first error was.
-    pub cause: ErrorType,
-    /// Errors in it.
-    pub failures: u32,
-    /// Whether it ended in a join.
-    pub recovered: bool,
-}
-
-/// Why the socket is gone.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum CloseCause {
-    /// The server sent a Close frame.
-    Frame {
-        /// Close code; `None` if the frame was empty.
-        code: Option<u16>,
-        /// Reason given.
-        reason: String,
-    },
-    /// The stream ended without a Close frame.
-    Eof,
-    /// Reading or writing failed.
-    Io(String),
-    /// What arrived is not WebSocket.
-    Protocol(String),
-    /// A message could not be written in time.
-    WriteStalled,
-}
-
-impl From<CloseCause> for Failure {
-    fn from(cause: CloseCause) -> Self {
-        match cause {
-            CloseCause::Frame { code, reason } => {
-                let mut message = "the portal closed the connection".to_owned();
-                if let Some(code) = code {
-                    message.push_str(&format!(" with code {code}"));
-                }
-                if !reason.is_empty() {
-                    message.push_str(&format!(": {}", printable(&reason)));
-                }
-                Failure {
-                    close_code: code,
-                    ..Failure::new(ErrorType::ServerClose, message)
-                }
-            }
-            CloseCause::Eof => Failure::new(
-                ErrorType::ServerClose,
-                "the connection ended without a Close frame",
-            ),
-            CloseCause::Io(e) => Failure::new(ErrorType::Io, format!("connection lost: {e}")),
-            CloseCause::Protocol(e) => Failure::new(ErrorType::Protocol, e),
-            CloseCause::WriteStalled => Failure::new(
-                ErrorType::Io,
-                "the connection takes no data any more; it is considered dead",
-            ),
-        }
-    }
-}
-
-/// The channel is not joined; the message is dropped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the portal channel is not joined")]
-pub struct NotJoined;
-
-/// Which deadline [`Channel::poll_timeout`] speaks of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Timer {
-    /// Start the next attempt.
-    Retry,
-    /// Check a refused token again.
-    Recheck,
-    /// The attempt takes too long.
-    Attempt,
-    /// The join takes too long.
-    JoinTimeout,
-    /// Send a heartbeat.
-    Heartbeat,
-    /// The socket did not prove that it survived a network change.
-    Probe,
-    /// The join has been stable for long enough.
-    StableSession,
-}
-
-/// What went by, for metrics. Only ever grows.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Attempts started.
-    pub attempts: u64,
-    /// Join replies.
-    pub joins: u64,
-    /// Events that we do not know.
-    pub unknown_events: u64,
-    /// Messages that were refused because of their payload.
-    pub refused_messages: u64,
-    /// List entries that were left out.
-    pub skipped_items: u64,
-    /// Text messages that are no frames.
-    pub undecodable_frames: u64,
-    /// Failures by kind.
-    pub failures: BTreeMap<ErrorType, u64>,
-}
 
 #[derive(Debug)]
 enum Phase {
@@ -488,12 +289,19 @@ impl Channel {
                 self.actions.extend(session.probe(now));
             }
             Phase::Open(_) => self.hurry = true,
-            Phase::Waiting { until, delay } if self.blocked.is_none() && !self.suspect => {
-                let at = earliest.min(*until);
-                *delay = delay.saturating_sub(until.saturating_duration_since(at));
-                *until = at;
-                self.reconnect.restart_growth();
-                tracing::info!("the network changed; connecting to the portal without waiting");
+            Phase::Waiting { until, delay } if self.blocked.is_none() => {
+                let at = if self.suspect {
+                    // A withdrawn token is never tried again without a pause.
+                    earliest.max(*until - *delay + CONFIRM_BOUNDS.0)
+                } else {
+                    earliest
+                };
+                if at < *until {
+                    *delay = delay.saturating_sub(*until - at);
+                    *until = at;
+                    self.reconnect.restart_growth();
+                    tracing::info!("the network changed; connecting to the portal without waiting");
+                }
             }
             _ => {}
         }
@@ -654,9 +462,10 @@ impl Channel {
         mut delay: Duration,
         reason: DelayReason,
     ) {
-        if self.hurry && reason == DelayReason::Backoff {
+        let hurried = self.hurried(now).saturating_duration_since(now);
+        if self.hurry && reason == DelayReason::Backoff && hurried < delay {
             self.reconnect.restart_growth();
-            delay = delay.min(self.hurried(now).saturating_duration_since(now));
+            delay = hurried;
         }
         let failures = self.reconnect.outage().map_or(0, |o| o.failures());
         let delay_s = delay.as_secs_f64();
@@ -763,175 +572,6 @@ impl Channel {
     fn hurried(&self, now: Instant) -> Instant {
         self.last_dial_at
             .map_or(now, |at| now.max(at + HURRIED_SPACING))
-    }
-
-    fn inbound(&mut self, now: Instant, inbound: Inbound) {
-        match inbound {
-            Inbound::Reply(reply) => self.reply(now, reply),
-            Inbound::Message { message, skipped } => {
-                self.last_message_at = Some(now);
-                self.counters.skipped_items += skipped as u64;
-                if skipped > 0 {
-                    tracing::warn!(skipped, "left out malformed entries of a portal message");
-                }
-                self.initialized |= matches!(message, Ingress::Init(_));
-                match &mut self.phase {
-                    Phase::Open(session) => match session.hold(message, MAX_HELD) {
-                        Some(message) => self.events.push_back(Event::Message(message)),
-                        None => tracing::debug!("portal message before the join reply, held"),
-                    },
-                    _ => tracing::debug!("portal message without a session"),
-                }
-            }
-            Inbound::ChannelClosed => {
-                let failure =
-                    Failure::new(ErrorType::ChannelClose, "the portal closed the channel");
-                self.fail(now, failure, Hangup::Politely);
-            }
-            Inbound::ChannelCrashed => {
-                let failure = Failure::new(
-                    ErrorType::ChannelError,
-                    "the channel crashed on the portal's side",
-                );
-                self.fail(now, failure, Hangup::Politely);
-            }
-            Inbound::Disconnect { reason } if reason == "token_expired" => {
-                let failure = Failure::new(
-                    ErrorType::TokenExpired,
-                    "the portal says that the token expired",
-                );
-                self.fail(now, failure, Hangup::Politely);
-            }
-            Inbound::Disconnect { reason } => {
-                tracing::warn!(
-                    reason = %printable(&reason),
-                    "the portal announces a disconnect"
-                );
-            }
-            Inbound::Unknown { event } => {
-                self.counters.unknown_events += 1;
-                self.unknown_event(event);
-            }
-        }
-    }
-
-    /// Warns once per event name: a newer portal may send one with every change.
-    fn unknown_event(&mut self, event: String) {
-        const MAX_NAMES: usize = 32;
-        if self.warned_events.len() < MAX_NAMES && !self.warned_events.contains(&event) {
-            tracing::warn!(event = %printable(&event), "ignoring an unknown portal event");
-            self.warned_events.push(event);
-        } else {
-            tracing::debug!(event = %printable(&event), "ignoring an unknown portal event");
-        }
-    }
-
-    fn undecodable(&mut self, now: Instant, error: &WireError) {
-        match error {
-            WireError::Truncated => {
-                self.counters.undecodable_frames += 1;
-                let failure = Failure::new(ErrorType::Protocol, "the portal sent truncated JSON");
-                self.fail(now, failure, Hangup::Politely);
-            }
-            WireError::NotAFrame(_) => {
-                self.counters.undecodable_frames += 1;
-                tracing::warn!(%error, "ignoring an undecodable portal message");
-            }
-            WireError::Refused { event, problem } => {
-                self.counters.refused_messages += 1;
-                tracing::warn!(event = %printable(event), problem, "refusing a portal message");
-            }
-        }
-    }
-
-    fn reply(&mut self, now: Instant, reply: Reply) {
-        let Phase::Open(session) = &mut self.phase else {
-            return;
-        };
-        let Some(reference) = reply.reference else {
-            tracing::debug!("ignoring a portal reply without reference");
-            return;
-        };
-        if reply.topic == wire::HEARTBEAT_TOPIC {
-            session.heartbeat_answered(reference);
-            return;
-        }
-        if reply.topic != wire::TOPIC {
-            return;
-        }
-        match reply.result {
-            Ok(()) if session.joins_with(reference) => self.joined(now),
-            Ok(()) => {}
-            Err(reason) if session.joins_with(reference) => self.join_refused(now, &reason),
-            Err(reason) if reason == "unmatched topic" && session.joined_since().is_some() => {
-                self.rejoin(now);
-            }
-            Err(reason) => {
-                tracing::debug!(reference, reason = %printable(&reason), "portal refused a message");
-            }
-        }
-    }
-
-    fn joined(&mut self, now: Instant) {
-        let Phase::Open(session) = &mut self.phase else {
-            return;
-        };
-        let held = session.set_joined(now);
-        let capabilities = session.message(&Egress::SetSnownetCapabilities { iceless: false });
-        self.counters.joins += 1;
-        self.reconnect.freeze(now);
-        self.hurry = false;
-        if std::mem::take(&mut self.attempt_open) {
-            self.milestones.push_back(Milestone::AttemptSucceeded);
-        }
-        self.unblock();
-        tracing::info!(
-            attempt = self.counters.attempts,
-            failures = self.reconnect.outage().map_or(0, |o| o.failures()),
-            "connected to the portal"
-        );
-        self.actions.push_back(capabilities);
-        self.events.push_back(Event::Connected);
-        self.events.extend(held.into_iter().map(Event::Message));
-    }
-
-    fn join_refused(&mut self, now: Instant, reason: &str) {
-        // Phoenix answers so when the join callback raises: trouble of the server, not a verdict.
-        let kind = if reason == "join crashed" {
-            ErrorType::ChannelError
-        } else {
-            ErrorType::JoinRefused
-        };
-        let failure = Failure {
-            code: Some(printable(reason)),
-            ..Failure::new(
-                kind,
-                format!("the portal refused the join: {}", printable(reason)),
-            )
-        };
-        self.fail(now, failure, Hangup::Politely);
-    }
-
-    /// The portal forgot that we joined (portal-channel spec §1.7). Once per socket that is
-    /// repaired in place; a portal that does it again gets a new connection after a delay.
-    fn rejoin(&mut self, now: Instant) {
-        let Phase::Open(session) = &mut self.phase else {
-            return;
-        };
-        let failure = Failure::new(
-            ErrorType::ChannelError,
-            "the portal does not know the channel any more",
-        );
-        match session.rejoin(now) {
-            Some(join) => {
-                tracing::warn!("the portal forgot the channel; joining again");
-                self.actions.push_back(join);
-                *self.counters.failures.entry(failure.kind).or_default() += 1;
-                self.last_error = Some((failure.clone(), now));
-                self.events.push_back(Event::Disconnected { failure });
-            }
-            None => self.fail(now, failure, Hangup::Politely),
-        }
     }
 }
 

@@ -129,8 +129,8 @@ impl Driver {
     /// # Errors
     ///
     /// While not joined; the message is dropped, the caller holds what must survive.
-    pub fn send(&mut self, message: &Egress) -> Result<(), NotJoined> {
-        self.channel.send(now(), message)
+    pub fn send(&mut self, message: Egress) -> Result<(), NotJoined> {
+        self.channel.send(now(), &message)
     }
 
     /// Another token: used at once unless the channel is joined, and then from the next connection

@@ -12,6 +12,9 @@ pub mod messages;
 pub mod reconnect;
 pub mod wire;
 
+#[cfg(test)]
+mod test_portal;
+
 pub use self::channel::{Event, GaveUpReason, NotJoined};
 pub use self::driver::{Driver, PortalConfig};
 pub use self::error::{ErrorType, Failure};

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeMap;
+
 use rand::Rng;
 use rand::rngs::SmallRng;
 use serde_json::json;
@@ -9,8 +11,8 @@ use serde_json::json;
 use super::*;
 use crate::portal::reconnect::{CONFIRM_BOUNDS, MAX_INTERVAL, MIN_DELAY, RECHECK_BOUNDS};
 
-const STEPS: usize = 150;
-const SCHEDULES: u64 = 3000;
+const STEPS: usize = 100;
+const SCHEDULES: u64 = 2000;
 /// `Retry-After` at its upper bound, with jitter.
 const LONGEST_DELAY: Duration = Duration::from_secs(360);
 

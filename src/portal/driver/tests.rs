@@ -1,1 +1,352 @@
+//! Against sockets on the loopback interface.
 
+#![allow(clippy::unwrap_used)]
+
+use std::sync::Mutex;
+
+use opentelemetry::trace::{SpanId, Status, TracerProvider as _};
+use opentelemetry_sdk::error::OTelSdkResult;
+use opentelemetry_sdk::trace::{SdkTracerProvider, SpanData, SpanExporter};
+use serde_json::json;
+use tokio::net::TcpListener;
+use tracing_subscriber::layer::SubscriberExt;
+
+use super::*;
+use crate::admin::model::PortalState;
+use crate::portal::channel::{EndedOutage, Milestone};
+use crate::portal::error::ErrorType;
+use crate::portal::messages::Ingress;
+use crate::portal::test_portal::{Peer, answer, listen};
+
+const UNAUTHORIZED: &str = "HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n";
+const BUSY: &str =
+    "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n";
+
+fn driver(url: &Url) -> Driver {
+    let config = PortalConfig {
+        api_url: url.clone(),
+        token: SecretString::from("secret-token"),
+        external_id_source: "id-1".to_owned(),
+        name: "edge-7".to_owned(),
+        public_key: [2; 32],
+        max_partition_time: None,
+        user_agent: "Linux/6.1 gateway/1.6.0".to_owned(),
+        exit_on_auth_failure: false,
+    };
+    assert!(!format!("{config:?}").contains("secret-token"));
+    Driver::new(config).unwrap()
+}
+
+/// Runs the driver until the portal's side of the story is told.
+async fn while_driven<T>(driver: &mut Driver, portal: impl Future<Output = T>) -> (T, Vec<Event>) {
+    tokio::pin!(portal);
+    let mut events = Vec::new();
+    let result = loop {
+        tokio::select! {
+            event = driver.next() => events.push(event),
+            result = &mut portal => break result,
+        }
+    };
+    (result, events)
+}
+
+async fn connect(driver: &mut Driver, listener: &TcpListener) -> Peer {
+    let portal = async {
+        let mut peer = Peer::accept(listener).await;
+        peer.join().await;
+        peer
+    };
+    let (peer, mut events) = while_driven(driver, portal).await;
+    if events.is_empty() {
+        events.push(driver.next().await);
+    }
+    assert!(
+        matches!(events.as_slice(), [.., Event::Connected]),
+        "{events:?}"
+    );
+    peer
+}
+
+#[tokio::test]
+async fn joins_exchanges_messages_and_closes_in_order() {
+    let (listener, url) = listen().await;
+    let mut driver = driver(&url);
+    assert_eq!(driver.send(Egress::NoRelays), Err(NotJoined));
+    let mut peer = connect(&mut driver, &listener).await;
+    assert_eq!(driver.status().state, PortalState::Joined);
+    assert_eq!(
+        driver.status().url,
+        format!("{}gateway/v2/websocket", url.as_str())
+    );
+
+    peer.send(
+        json!({"topic": "gateway", "event": "init", "ref": null, "payload":
+        {"interface": {"ipv4": "100.70.8.21", "ipv6": "fd00:2021:1111::7:4"}}}),
+    )
+    .await;
+    assert!(matches!(
+        driver.next().await,
+        Event::Message(Ingress::Init(_))
+    ));
+
+    driver.send(Egress::NoRelays).unwrap();
+    let (received, _) = while_driven(&mut driver, peer.receive()).await;
+    assert_eq!(received["event"], "no_relays");
+
+    driver.send(Egress::NoRelays).unwrap();
+    let goodbye = async {
+        let last = peer.receive().await;
+        (last["event"].clone(), peer.receive().await)
+    };
+    let ((last, close), ()) = tokio::join!(goodbye, driver.shutdown());
+    assert_eq!(last, "no_relays", "what was accepted is sent");
+    assert_eq!(close, json!({"close": 1000}));
+    assert_eq!(driver.status().state, PortalState::Closed);
+}
+
+#[tokio::test]
+async fn refused_token_blocks_until_there_is_another() {
+    let (listener, url) = listen().await;
+    let mut driver = driver(&url);
+    let (head, event) = tokio::join!(answer(&listener, UNAUTHORIZED), driver.next());
+    assert!(head.contains("Bearer secret-token\r\n"));
+    assert!(matches!(event, Event::Blocked { failure } if failure.kind == ErrorType::Http401));
+    assert_eq!(driver.status().state, PortalState::Blocked);
+
+    driver.token_changed(SecretString::from("better-token"));
+    let (head, events) = while_driven(&mut driver, answer(&listener, BUSY)).await;
+    assert!(head.contains("Bearer better-token\r\n"));
+    assert!(matches!(events.as_slice(), [Event::Unblocked]));
+    connect(&mut driver, &listener).await;
+}
+
+#[tokio::test]
+async fn server_that_asks_for_patience_gets_it() {
+    let (listener, url) = listen().await;
+    let mut driver = driver(&url);
+    let story = async {
+        answer(&listener, BUSY).await;
+        let asked = Instant::now();
+        let mut peer = Peer::accept(&listener).await;
+        assert!(asked.elapsed() >= Duration::from_secs(1));
+        peer.join().await;
+        peer
+    };
+    while_driven(&mut driver, story).await;
+    assert_eq!(driver.status().last_error.unwrap().kind, "http_5xx");
+    assert_eq!(driver.counters().failures[&ErrorType::Http5xx], 1);
+}
+
+#[tokio::test]
+async fn joins_again_after_the_portal_restarted() {
+    let (listener, url) = listen().await;
+    let mut driver = driver(&url);
+    let peer = connect(&mut driver, &listener).await;
+    drop(peer);
+    let event = driver.next().await;
+    assert!(
+        matches!(&event, Event::Disconnected { failure } if failure.kind == ErrorType::ServerClose),
+        "{event:?}"
+    );
+    connect(&mut driver, &listener).await;
+    assert_eq!(driver.status().joins, 2);
+}
+
+#[tokio::test]
+async fn close_frame_is_answered() {
+    let (listener, url) = listen().await;
+    let mut driver = driver(&url);
+    let mut peer = connect(&mut driver, &listener).await;
+    peer.socket.close(None).await.unwrap();
+    let (answer, events) = while_driven(&mut driver, peer.receive()).await;
+    assert_eq!(answer, json!({"close": null}));
+    assert!(matches!(events.as_slice(), [Event::Disconnected { .. }]));
+}
+
+#[tokio::test]
+async fn next_may_be_cancelled_at_any_point() {
+    let (listener, url) = listen().await;
+    let mut driver = driver(&url);
+    let portal = tokio::spawn(async move {
+        let mut peer = Peer::accept(&listener).await;
+        peer.join().await;
+        for _ in 0..100 {
+            peer.send(
+                json!({"topic": "gateway", "event": "relays_presence", "ref": null,
+                "payload": {"disconnected_ids": [], "connected": []}}),
+            )
+            .await;
+        }
+        peer
+    });
+    let mut messages = 0;
+    let mut cancelled = 0;
+    while messages < 100 {
+        tokio::select! {
+            biased;
+            event = driver.next() => messages += usize::from(matches!(event, Event::Message(_))),
+            () = tokio::task::yield_now() => cancelled += 1,
+        }
+    }
+    portal.await.unwrap();
+    assert!(cancelled > 0, "nothing was cancelled, so nothing was shown");
+}
+
+#[tokio::test]
+async fn a_stalled_socket_is_left_and_its_heartbeats_do_not_count_as_sent() {
+    let (listener, url) = listen().await;
+    let mut driver = driver(&url);
+    let _peer = connect(&mut driver, &listener).await;
+    // From here on the portal reads nothing and only timers move.
+    tokio::time::pause();
+    let start = now();
+    let candidates = vec!["x".repeat(1 << 20); 32];
+    driver
+        .send(Egress::BroadcastIceCandidates {
+            client_ids: vec![],
+            candidates,
+        })
+        .unwrap();
+    let Event::Disconnected { failure } = driver.next().await else {
+        panic!("must disconnect");
+    };
+    assert_eq!(failure.kind, ErrorType::Io);
+    assert!(failure.message.contains("takes no data"), "{failure}");
+    assert_eq!((now() - start).as_secs(), link::WRITE_TIMEOUT.as_secs());
+}
+
+#[tokio::test]
+async fn shutdown_does_not_wait_for_a_silent_portal() {
+    let (listener, url) = listen().await;
+    let mut driver = driver(&url);
+    let _peer = connect(&mut driver, &listener).await;
+    tokio::time::pause();
+    let start = now();
+    driver.shutdown().await;
+    assert!(now() - start <= SHUTDOWN_LIMIT + Duration::from_millis(1));
+}
+
+// ---- Spans ----
+
+#[derive(Debug, Clone, Default)]
+struct Exported(Arc<Mutex<Vec<SpanData>>>);
+
+impl SpanExporter for Exported {
+    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+        self.0.lock().unwrap().extend(batch);
+        Ok(())
+    }
+}
+
+impl Exported {
+    /// Exports everything of this thread; back-dated spans go to the global provider.
+    fn install() -> (Self, tracing::subscriber::DefaultGuard) {
+        let exported = Self::default();
+        let provider = SdkTracerProvider::builder()
+            .with_simple_exporter(exported.clone())
+            .build();
+        let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("test"));
+        let guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(layer));
+        opentelemetry::global::set_tracer_provider(provider);
+        (exported, guard)
+    }
+
+    fn take(&self) -> Vec<SpanData> {
+        std::mem::take(&mut *self.0.lock().unwrap())
+    }
+}
+
+fn attribute(span: &SpanData, name: &str) -> Option<String> {
+    let found = span.attributes.iter().find(|kv| kv.key.as_str() == name)?;
+    Some(found.value.to_string())
+}
+
+#[tokio::test]
+async fn attempts_and_outages_become_spans() {
+    let (exported, _guard) = Exported::install();
+    let (listener, url) = listen().await;
+    let mut driver = driver(&url);
+    let (_, _) = while_driven(&mut driver, answer(&listener, BUSY)).await;
+    let _peer = connect(&mut driver, &listener).await;
+
+    let spans = exported.take();
+    let names: Vec<_> = spans.iter().map(|s| s.name.as_ref()).collect();
+    assert_eq!(
+        names,
+        [
+            "dns.resolve",
+            "tcp.connect",
+            "websocket.upgrade",
+            "portal.connect",
+            "dns.resolve",
+            "tcp.connect",
+            "websocket.upgrade",
+            "channel.join",
+            "portal.connect",
+        ]
+    );
+    let (failed, joined) = (&spans[3], &spans[8]);
+    for (attempt, children) in [(failed, &spans[..3]), (joined, &spans[4..8])] {
+        assert_eq!(attempt.parent_span_id, SpanId::INVALID);
+        assert_eq!(attribute(attempt, "server.address").unwrap(), "127.0.0.1");
+        for child in children {
+            assert_eq!(child.parent_span_id, attempt.span_context.span_id());
+        }
+    }
+    assert_eq!(attribute(failed, "error.type").unwrap(), "http_5xx");
+    assert_eq!(
+        attribute(failed, "http.response.status_code").unwrap(),
+        "503"
+    );
+    assert!(matches!(failed.status, Status::Error { .. }));
+    assert_eq!(attribute(&spans[2], "error.type").unwrap(), "http_5xx");
+    assert_eq!(attribute(joined, "error.type"), None);
+    assert_eq!(joined.status, Status::Unset);
+    assert_eq!(attribute(joined, "portal.attempt").unwrap(), "2");
+    let delay: u64 = attribute(joined, "portal.backoff.delay_ms")
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert!((1000..=2000).contains(&delay), "{delay}");
+    assert_eq!(joined.links[0].span_context, failed.span_context);
+    assert!(!format!("{spans:?}").contains("secret-token"));
+
+    driver.shutdown().await;
+    let spans = exported.take();
+    let outage = spans.iter().find(|s| s.name == "portal.outage").unwrap();
+    assert_eq!(
+        attribute(outage, "portal.outage.outcome").unwrap(),
+        "abandoned"
+    );
+}
+
+#[test]
+fn an_outage_is_recorded_at_its_end_with_the_times_it_had() {
+    let (exported, _guard) = Exported::install();
+    let login = LoginUrl::new(&"ws://h:1".parse().unwrap(), "i", "n", &[0; 32]).unwrap();
+    let mut trace = Trace::new(&login);
+    let now = Instant::now() + Duration::from_secs(1000);
+    trace.record(
+        Milestone::OutageEnded(EndedOutage {
+            since: now - Duration::from_secs(610),
+            until: now - Duration::from_secs(10),
+            cause: ErrorType::Dns,
+            failures: 9,
+            recovered: true,
+        }),
+        now,
+    );
+    let spans = exported.take();
+    let outage = spans.iter().find(|s| s.name == "portal.outage").unwrap();
+    let length = outage.end_time.duration_since(outage.start_time).unwrap();
+    assert_eq!(length.as_secs_f64().round(), 600.0);
+    let age = SystemTime::now().duration_since(outage.end_time).unwrap();
+    assert!((9.9..20.0).contains(&age.as_secs_f64()), "{age:?}");
+    assert_eq!(outage.status, Status::Ok);
+    assert_eq!(attribute(outage, "portal.outage.attempts").unwrap(), "9");
+    assert_eq!(attribute(outage, "portal.outage.cause").unwrap(), "dns");
+    assert_eq!(
+        attribute(outage, "portal.outage.outcome").unwrap(),
+        "recovered"
+    );
+}
