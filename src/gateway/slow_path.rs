@@ -334,10 +334,7 @@ impl SlowPath {
     fn portal_event(&mut self, event: Event) -> Option<ExitStatus> {
         let now = Instant::now();
         match event {
-            Event::Connected => {
-                self.send(Egress::SetSnownetCapabilities { iceless: false });
-                self.core.connected(now);
-            }
+            Event::Connected => self.core.connected(now),
             Event::Disconnected { .. } => self.core.disconnected(),
             Event::Message(message) => self.core.handle_portal(now, message),
             Event::Blocked { .. } => {
@@ -357,7 +354,7 @@ impl SlowPath {
     }
 
     fn send(&mut self, message: Egress) {
-        if self.portal.send(&message).is_err() {
+        if self.portal.send(message).is_err() {
             tracing::debug!("a message for the portal was dropped: not joined");
         }
     }
