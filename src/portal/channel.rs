@@ -402,9 +402,6 @@ impl Channel {
     }
 
     fn hang_up(&mut self, how: Hangup) {
-        // What is still to be written belongs to the socket that ends here.
-        self.actions
-            .retain(|action| !matches!(action, Action::SendText { .. }));
         match how {
             Hangup::Gone => {}
             Hangup::Politely => self.actions.push_back(Action::Close { code: CLOSE_NORMAL }),

@@ -4,7 +4,7 @@
 
 use std::sync::Mutex;
 
-use opentelemetry::trace::{SpanId, Status, TracerProvider as _};
+use opentelemetry::trace::{Span as _, SpanId, Status, Tracer as _, TracerProvider as _};
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{SdkTracerProvider, SpanData, SpanExporter};
 use serde_json::json;
@@ -13,7 +13,7 @@ use tracing_subscriber::layer::SubscriberExt;
 
 use super::*;
 use crate::admin::model::PortalState;
-use crate::portal::channel::{EndedOutage, Milestone};
+use crate::portal::channel::EndedOutage;
 use crate::portal::error::ErrorType;
 use crate::portal::messages::Ingress;
 use crate::portal::test_portal::{Peer, answer, listen};
@@ -239,16 +239,20 @@ impl SpanExporter for Exported {
 }
 
 impl Exported {
-    /// Exports everything of this thread; back-dated spans go to the global provider.
-    fn install() -> (Self, tracing::subscriber::DefaultGuard) {
-        let exported = Self::default();
-        let provider = SdkTracerProvider::builder()
-            .with_simple_exporter(exported.clone())
-            .build();
-        let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("test"));
+    fn provider(&self) -> SdkTracerProvider {
+        SdkTracerProvider::builder()
+            .with_simple_exporter(self.clone())
+            .build()
+    }
+
+    /// Exports the spans of this thread while the guards live. With a single subscriber in the
+    /// process, tracing asks the thread that first passes a span whether anybody wants it, which
+    /// may be another test's; the second subscriber makes it ask both.
+    fn install(&self) -> (tracing::subscriber::DefaultGuard, tracing::Dispatch) {
+        let second = tracing::Dispatch::new(tracing::subscriber::NoSubscriber::default());
+        let layer = tracing_opentelemetry::layer().with_tracer(self.provider().tracer("test"));
         let guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(layer));
-        opentelemetry::global::set_tracer_provider(provider);
-        (exported, guard)
+        (guard, second)
     }
 
     fn take(&self) -> Vec<SpanData> {
@@ -263,7 +267,8 @@ fn attribute(span: &SpanData, name: &str) -> Option<String> {
 
 #[tokio::test]
 async fn attempts_and_outages_become_spans() {
-    let (exported, _guard) = Exported::install();
+    let exported = Exported::default();
+    let _guards = exported.install();
     let (listener, url) = listen().await;
     let mut driver = driver(&url);
     let (_, _) = while_driven(&mut driver, answer(&listener, BUSY)).await;
@@ -310,38 +315,39 @@ async fn attempts_and_outages_become_spans() {
     assert!((1000..=2000).contains(&delay), "{delay}");
     assert_eq!(joined.links[0].span_context, failed.span_context);
     assert!(!format!("{spans:?}").contains("secret-token"));
-
-    driver.shutdown().await;
-    let spans = exported.take();
-    let outage = spans.iter().find(|s| s.name == "portal.outage").unwrap();
-    assert_eq!(
-        attribute(outage, "portal.outage.outcome").unwrap(),
-        "abandoned"
-    );
 }
 
 #[test]
 fn an_outage_is_recorded_at_its_end_with_the_times_it_had() {
-    let (exported, _guard) = Exported::install();
-    let login = LoginUrl::new(&"ws://h:1".parse().unwrap(), "i", "n", &[0; 32]).unwrap();
-    let mut trace = Trace::new(&login);
+    let exported = Exported::default();
+    let tracer = exported.provider().tracer("test");
+    let attempt = tracer.start("portal.connect").span_context().clone();
     let now = Instant::now() + Duration::from_secs(1000);
-    trace.record(
-        Milestone::OutageEnded(EndedOutage {
-            since: now - Duration::from_secs(610),
-            until: now - Duration::from_secs(10),
-            cause: ErrorType::Dns,
-            failures: 9,
-            recovered: true,
-        }),
-        now,
-    );
+    let ended = EndedOutage {
+        since: now - Duration::from_secs(610),
+        until: now - Duration::from_secs(10),
+        cause: ErrorType::Dns,
+        failures: 9,
+        recovered: true,
+    };
+    trace::record_outage(&tracer, &ended, [attempt.clone()], now);
+    let abandoned = EndedOutage {
+        recovered: false,
+        ..ended
+    };
+    trace::record_outage(&tracer, &abandoned, [], now);
+
     let spans = exported.take();
-    let outage = spans.iter().find(|s| s.name == "portal.outage").unwrap();
+    let [_, outage, abandoned] = spans.as_slice() else {
+        panic!("{spans:?}");
+    };
     let length = outage.end_time.duration_since(outage.start_time).unwrap();
     assert_eq!(length.as_secs_f64().round(), 600.0);
     let age = SystemTime::now().duration_since(outage.end_time).unwrap();
     assert!((9.9..20.0).contains(&age.as_secs_f64()), "{age:?}");
+    assert_eq!(outage.name, "portal.outage");
+    assert_eq!(outage.parent_span_id, SpanId::INVALID);
+    assert_eq!(outage.links[0].span_context, attempt);
     assert_eq!(outage.status, Status::Ok);
     assert_eq!(attribute(outage, "portal.outage.attempts").unwrap(), "9");
     assert_eq!(attribute(outage, "portal.outage.cause").unwrap(), "dns");
@@ -349,4 +355,12 @@ fn an_outage_is_recorded_at_its_end_with_the_times_it_had() {
         attribute(outage, "portal.outage.outcome").unwrap(),
         "recovered"
     );
+    assert_eq!(attribute(outage, "error.type"), None);
+
+    assert_eq!(
+        attribute(abandoned, "portal.outage.outcome").unwrap(),
+        "abandoned"
+    );
+    assert_eq!(attribute(abandoned, "error.type").unwrap(), "dns");
+    assert!(matches!(abandoned.status, Status::Error { .. }));
 }

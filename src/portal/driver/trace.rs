@@ -100,43 +100,51 @@ impl Trace {
                     }
                 }
             }
-            Milestone::OutageEnded(outage) => self.outage(&outage, now),
+            Milestone::OutageEnded(outage) => {
+                let tracer = opentelemetry::global::tracer(TRACER);
+                record_outage(&tracer, &outage, self.recent.drain(..), now);
+            }
         }
     }
+}
 
-    fn outage(&mut self, outage: &EndedOutage, now: Instant) {
-        let wall = SystemTime::now();
-        let date = |at: Instant| {
-            wall.checked_sub(now.saturating_duration_since(at))
-                .unwrap_or(wall)
-        };
-        let tracer = opentelemetry::global::tracer(TRACER);
-        let outcome = if outage.recovered {
-            "recovered"
-        } else {
-            "abandoned"
-        };
-        let links = self.recent.drain(..).map(Link::with_context).collect();
-        let mut span = tracer
-            .span_builder("portal.outage")
-            .with_kind(SpanKind::Internal)
-            .with_start_time(date(outage.since))
-            .with_attributes([
-                KeyValue::new("portal.outage.attempts", i64::from(outage.failures)),
-                KeyValue::new("portal.outage.cause", outage.cause.as_str()),
-                KeyValue::new("portal.outage.outcome", outcome),
-            ])
-            .with_links(links)
-            .start_with_context(&tracer, &Context::new());
-        if outage.recovered {
-            // Errors that were retried until it worked do not make the whole a failure.
-            span.set_status(Status::Ok);
-        } else {
-            span.set_attribute(KeyValue::new("error.type", outage.cause.as_str()));
-            span.set_status(Status::error("the portal was not reached again"));
-        }
-        span.end_with_timestamp(date(outage.until));
+/// Records an outage with the times it had. Attempts are linked, not children: they are over and
+/// exported long before it is known that there is an outage to speak of.
+pub(super) fn record_outage<T: Tracer>(
+    tracer: &T,
+    outage: &EndedOutage,
+    attempts: impl IntoIterator<Item = SpanContext>,
+    now: Instant,
+) {
+    let wall = SystemTime::now();
+    let date = |at: Instant| {
+        wall.checked_sub(now.saturating_duration_since(at))
+            .unwrap_or(wall)
+    };
+    let outcome = if outage.recovered {
+        "recovered"
+    } else {
+        "abandoned"
+    };
+    let mut span = tracer
+        .span_builder("portal.outage")
+        .with_kind(SpanKind::Internal)
+        .with_start_time(date(outage.since))
+        .with_attributes([
+            KeyValue::new("portal.outage.attempts", i64::from(outage.failures)),
+            KeyValue::new("portal.outage.cause", outage.cause.as_str()),
+            KeyValue::new("portal.outage.outcome", outcome),
+        ])
+        .with_links(attempts.into_iter().map(Link::with_context).collect())
+        .start_with_context(tracer, &Context::new());
+    if outage.recovered {
+        // Errors that were retried until it worked do not make the whole a failure.
+        span.set_status(Status::Ok);
+    } else {
+        span.set_attribute(KeyValue::new("error.type", outage.cause.as_str()));
+        span.set_status(Status::error("the portal was not reached again"));
     }
+    span.end_with_timestamp(date(outage.until));
 }
 
 fn mark_failed(span: &Span, failure: &Failure) {

@@ -152,6 +152,7 @@ fn days_of_being_blocked_cost_no_budget() {
     for _ in 0..1000 {
         lab.unauthorized();
         lab.redial();
+        lab.advance(10 * SECOND);
     }
     lab.with(|c, now| c.token_changed(now));
     lab.refuse();
