@@ -1,3 +1,161 @@
-//! Admin server: health, status.
+//! Admin server: health in three questions, the status document, and the sub-commands that ask for
+//! them. It only reads snapshots, so that it can neither block nor slow the gateway.
 
+pub mod client;
+mod health;
+mod listener;
+mod liveness;
 pub mod model;
+mod routes;
+mod table;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    net::TcpListener,
+    sync::{Notify, watch},
+};
+
+pub use self::{
+    client::{healthcheck, status},
+    health::{CheckResult, Moment, Report},
+    liveness::{Heartbeat, Liveness},
+    table::render as render_status,
+};
+use self::{health::Tracker, listener::Bounded, model::Status};
+use crate::config::Probe;
+
+/// How long requests under way may take once the server is to end.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// Set once when a shutdown begins; readiness fails from then on, liveness does not.
+#[derive(Debug, Clone, Default)]
+pub struct Drain(Arc<AtomicBool>);
+
+impl Drain {
+    /// The shutdown has begun.
+    pub fn begin(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it has.
+    pub fn is_draining(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What the admin server looks at. Clones share everything.
+#[derive(Debug, Clone)]
+pub struct AdminState {
+    status: watch::Receiver<Arc<Status>>,
+    liveness: Liveness,
+    drain: Drain,
+    tracker: Arc<Mutex<Tracker>>,
+}
+
+impl AdminState {
+    /// A server for what is published in `status`.
+    pub fn new(status: watch::Receiver<Arc<Status>>, liveness: Liveness, drain: Drain) -> Self {
+        Self {
+            status,
+            liveness,
+            drain,
+            tracker: Arc::default(),
+        }
+    }
+
+    /// The latest status. The drain flag is ahead of what was published.
+    pub fn status(&self) -> Arc<Status> {
+        let status = Arc::clone(&self.status.borrow());
+        if self.drain.is_draining() && !status.draining {
+            Arc::new(Status {
+                draining: true,
+                ..Status::clone(&status)
+            })
+        } else {
+            status
+        }
+    }
+
+    /// Answers one of the three questions.
+    pub fn report(&self, probe: Probe, now: Moment) -> Report {
+        let status = self.status();
+        let mut tracker = self.tracker.lock().unwrap_or_else(PoisonError::into_inner);
+        health::report(probe, &status, &self.liveness, &mut tracker, now)
+    }
+
+    /// Lets the checks see each published status also when nobody asks, so that their since-when
+    /// and their hysteresis are right.
+    async fn observe(mut self) {
+        while self.status.changed().await.is_ok() {
+            self.status.mark_unchanged();
+            self.report(Probe::Ready, Moment::now());
+            self.report(Probe::Started, Moment::now());
+        }
+        std::future::pending().await
+    }
+}
+
+/// The admin server cannot listen.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the admin server cannot listen on {address}: {error}. Set HEALTH_CHECK_ADDR to an address and \
+     port that are free on this host, or to off"
+)]
+pub struct BindError {
+    /// The configured address.
+    pub address: SocketAddr,
+    /// Why not.
+    #[source]
+    pub error: io::Error,
+}
+
+/// Opens the listening socket.
+///
+/// # Errors
+/// The address is taken or not one of this host.
+pub async fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|error| BindError { address, error })
+}
+
+/// Answers requests until `shutdown` completes, then lets those under way finish.
+///
+/// A connection carries one request and ends after a few seconds at most, and their number is
+/// bounded, so that slow ones do not pile up.
+///
+/// # Errors
+/// None at present: failures of single connections end only these.
+pub async fn serve(
+    listener: TcpListener,
+    state: AdminState,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> io::Result<()> {
+    let ending = Arc::new(Notify::new());
+    let end = Arc::clone(&ending);
+    let server = axum::serve(Bounded::new(listener), routes::router(state.clone()))
+        .with_graceful_shutdown(async move {
+            shutdown.await;
+            end.notify_one();
+        });
+    tokio::select! {
+        result = server => result,
+        () = state.observe() => Ok(()),
+        () = async {
+            ending.notified().await;
+            tokio::time::sleep(LINGER).await;
+        } => Ok(()),
+    }
+}

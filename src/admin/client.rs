@@ -1,0 +1,311 @@
+//! The sub-commands `healthcheck` and `status`: they ask the admin server of a running gateway,
+//! with blocking sockets and no runtime, so that they start fast.
+
+use std::{
+    fmt::Write as _,
+    io::{self, Read as _, Write},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs as _},
+    time::{Duration, Instant},
+};
+
+use super::{Moment, model::Status, table};
+use crate::config::{
+    Env, ExitStatus, Probe, Settings, admin_address,
+    cli::{HealthcheckArgs, StatusArgs},
+};
+
+/// For one question, from connecting to the end of the answer. Docker's own limit is usually 3 s.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// A status document of thousands of clients is some megabytes.
+const LARGEST_ANSWER: u64 = 64 * 1024 * 1024;
+
+/// What the server answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// Status code.
+    pub code: u16,
+    /// Body.
+    pub body: String,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    /// The address cannot be used.
+    #[error("{0}")]
+    Address(String),
+    /// No connection, or no answer in time.
+    #[error(
+        "no answer from the admin server at {address}: {error}. Is the gateway running here (in \
+         the same container), and is HEALTH_CHECK_ADDR the same for both?"
+    )]
+    Unreachable {
+        /// Who was asked.
+        address: SocketAddr,
+        /// What happened.
+        error: io::Error,
+    },
+    /// Something else listens there.
+    #[error("what listens at {0} is not the admin server of a gateway; see HEALTH_CHECK_ADDR")]
+    NotOurs(SocketAddr),
+}
+
+/// Asks for `path`. Unspecified addresses, fit only for listening, become loopback.
+///
+/// # Errors
+/// See [`AskError`].
+pub fn ask(address: SocketAddr, path: &str) -> Result<Answer, AskError> {
+    let address = reachable(address);
+    let answer =
+        exchange(address, path).map_err(|error| AskError::Unreachable { address, error })?;
+    parse(&answer).ok_or(AskError::NotOurs(address))
+}
+
+fn reachable(mut address: SocketAddr) -> SocketAddr {
+    match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+        _ => {}
+    }
+    address
+}
+
+fn exchange(address: SocketAddr, path: &str) -> io::Result<Vec<u8>> {
+    let deadline = Instant::now() + PATIENCE;
+    let left = || match deadline.saturating_duration_since(Instant::now()) {
+        Duration::ZERO => Err(io::Error::from(io::ErrorKind::TimedOut)),
+        left => Ok(left),
+    };
+    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+    stream.set_write_timeout(Some(left()?))?;
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nHost: {address}\r\nAccept: */*\r\nConnection: close\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes())?;
+
+    let mut answer = Vec::new();
+    let mut buffer = [0; 16 * 1024];
+    loop {
+        stream.set_read_timeout(Some(left()?))?;
+        match stream.read(&mut buffer) {
+            Ok(0) => return Ok(answer),
+            Ok(length) => answer.extend_from_slice(&buffer[..length]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // What Linux says when a socket's own limit has passed.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            Err(error) => return Err(error),
+        }
+        if answer.len() as u64 > LARGEST_ANSWER {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+    }
+}
+
+/// Takes an answer apart. The server closes the connection after it, so that its end is the end of
+/// the body; a length that says otherwise means that it broke off.
+fn parse(answer: &[u8]) -> Option<Answer> {
+    let at = answer.windows(4).position(|end| end == b"\r\n\r\n")?;
+    let head = std::str::from_utf8(&answer[..at]).ok()?;
+    let body = &answer[at + 4..];
+    let mut lines = head.split("\r\n");
+    let mut status = lines.next()?.splitn(3, ' ');
+    if !status.next()?.starts_with("HTTP/1.") {
+        return None;
+    }
+    let code = status.next()?.parse().ok()?;
+    for line in lines {
+        let (name, value) = line.split_once(':')?;
+        if name.eq_ignore_ascii_case("content-length")
+            && value.trim().parse::<usize>().ok()? != body.len()
+        {
+            return None;
+        }
+    }
+    Some(Answer {
+        code,
+        body: String::from_utf8_lossy(body).into_owned(),
+    })
+}
+
+/// The address to ask: the argument, else the setting. `None` when the server is off.
+fn address(
+    argument: Option<&str>,
+    settings: &Settings,
+    env: &dyn Env,
+) -> Result<Option<SocketAddr>, AskError> {
+    let Some(argument) = argument else {
+        return admin_address(settings, env).map_err(|error| AskError::Address(error.to_string()));
+    };
+    let unusable = |why: &str| {
+        AskError::Address(format!(
+            "--addr: {argument:?} {why}. Give a host and a port, such as 127.0.0.1:8080"
+        ))
+    };
+    argument
+        .to_socket_addrs()
+        .map_err(|error| unusable(&format!("cannot be used ({error})")))?
+        .next()
+        .map(Some)
+        .ok_or_else(|| unusable("has no address"))
+}
+
+/// The sub-command `healthcheck`: prints the checks that fail.
+///
+/// With the admin server off there is nothing to ask. Asked for nothing in particular, as a
+/// container image's HEALTHCHECK does, that passes: whoever switched it off should not have the
+/// gateway restarted for it.
+///
+/// # Errors
+/// Printing failed.
+pub fn healthcheck(
+    arguments: &HealthcheckArgs,
+    settings: &Settings,
+    env: &dyn Env,
+    out: &mut dyn Write,
+) -> io::Result<ExitStatus> {
+    let address = match address(arguments.addr.as_deref(), settings, env) {
+        Ok(Some(address)) => address,
+        Ok(None) => {
+            writeln!(
+                out,
+                "not checked: the admin server is off (HEALTH_CHECK_ADDR)"
+            )?;
+            return Ok(if arguments.check.is_empty() {
+                ExitStatus::Ok
+            } else {
+                ExitStatus::Failure
+            });
+        }
+        Err(error) => {
+            writeln!(out, "{error}")?;
+            return Ok(ExitStatus::Failure);
+        }
+    };
+    let probes = match arguments.check.as_slice() {
+        [] => &[Probe::Live, Probe::Started],
+        probes => probes,
+    };
+    let mut failed = false;
+    for probe in probes {
+        match ask(address, probe.path()) {
+            Ok(Answer { code: 200, .. }) => writeln!(out, "{}: ok", probe.name())?,
+            Ok(Answer { code: 503, body }) => {
+                failed = true;
+                writeln!(out, "{}: failed", probe.name())?;
+                for line in body.lines().filter(|line| line.starts_with("[-]")) {
+                    writeln!(out, "  {}", table::printable(line))?;
+                }
+            }
+            Ok(_) => {
+                writeln!(out, "{}", AskError::NotOurs(reachable(address)))?;
+                return Ok(ExitStatus::Failure);
+            }
+            Err(error) => {
+                writeln!(out, "{error}")?;
+                return Ok(ExitStatus::Failure);
+            }
+        }
+    }
+    Ok(if failed {
+        ExitStatus::Failure
+    } else {
+        ExitStatus::Ok
+    })
+}
+
+/// The sub-command `status`: a table for people, in colour if `colour`, or the bare document.
+///
+/// # Errors
+/// Printing failed.
+pub fn status(
+    arguments: &StatusArgs,
+    settings: &Settings,
+    env: &dyn Env,
+    colour: bool,
+    out: &mut dyn Write,
+    err: &mut dyn Write,
+) -> io::Result<ExitStatus> {
+    match fetch_status(arguments, settings, env, colour) {
+        Ok(text) => {
+            out.write_all(text.as_bytes())?;
+            Ok(ExitStatus::Ok)
+        }
+        Err(error) => {
+            writeln!(err, "{error}")?;
+            Ok(ExitStatus::Failure)
+        }
+    }
+}
+
+fn fetch_status(
+    arguments: &StatusArgs,
+    settings: &Settings,
+    env: &dyn Env,
+    colour: bool,
+) -> Result<String, AskError> {
+    let address = address(arguments.addr.as_deref(), settings, env)?.ok_or_else(|| {
+        AskError::Address(
+            "the admin server is off (HEALTH_CHECK_ADDR), so that there is nobody to ask"
+                .to_owned(),
+        )
+    })?;
+    let answer = ask(address, "/status")?;
+    if answer.code != 200 {
+        return Err(AskError::NotOurs(reachable(address)));
+    }
+    if arguments.json {
+        let mut text = answer.body;
+        // Writing to a string does not fail.
+        let _ = writeln!(text);
+        return Ok(text);
+    }
+    let status: Status =
+        serde_json::from_str(&answer.body).map_err(|_| AskError::NotOurs(reachable(address)))?;
+    Ok(table::render(&status, Moment::now().unix, colour))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn addresses_for_listening_become_loopback() {
+        for (listening, asked) in [
+            ("0.0.0.0:8080", "127.0.0.1:8080"),
+            ("[::]:9000", "[::1]:9000"),
+            ("192.0.2.1:1", "192.0.2.1:1"),
+        ] {
+            assert_eq!(
+                reachable(listening.parse().unwrap()),
+                asked.parse().unwrap()
+            );
+        }
+    }
+
+    #[test]
+    fn answers_are_taken_apart_and_broken_ones_refused() {
+        let answer = parse(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 2\r\n\r\nno");
+        assert_eq!(
+            answer,
+            Some(Answer {
+                code: 503,
+                body: "no".into()
+            })
+        );
+        for broken in [
+            &b""[..],
+            b"HTTP/1.1 200 OK\r\n",
+            b"SSH-2.0-OpenSSH\r\n\r\n",
+            b"HTTP/1.1 two OK\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nshort",
+            b"HTTP/1.1 200 OK\r\nno colon\r\n\r\n",
+            b"\xff\xfe\r\n\r\n",
+        ] {
+            assert_eq!(parse(broken), None, "{}", String::from_utf8_lossy(broken));
+        }
+    }
+}

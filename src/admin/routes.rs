@@ -1,0 +1,155 @@
+//! The pages.
+
+use std::fmt::Write as _;
+
+use axum::{
+    Json, Router,
+    extract::{Query, State},
+    http::{
+        HeaderMap, HeaderName, HeaderValue, StatusCode,
+        header::{ACCEPT, CACHE_CONTROL, CONNECTION, CONTENT_TYPE},
+    },
+    middleware,
+    response::{IntoResponse, Response},
+    routing::get,
+};
+
+use super::{AdminState, Moment, Report, table::duration};
+use crate::config::Probe;
+
+const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
+
+const INDEX: &str = "\
+firezone-gateway
+
+/livez     200 while the process works; also as /healthz. For restarts.
+/startupz  200 once the device is up, the host can forward and the portal has sent its
+           configuration. For start-up gates.
+/readyz    200 while joined to the portal, with a working device and a usable relay, and not
+           shutting down. For monitoring and rollouts, never for restarts.
+/status    What the gateway is doing, as JSON.
+
+The first three take ?verbose, ?exclude=NAME and `Accept: application/json`.
+";
+
+pub(super) fn router(state: AdminState) -> Router {
+    Router::new()
+        .route("/", get(index))
+        .route("/healthz", get(live))
+        .route("/livez", get(live))
+        .route("/startupz", get(started))
+        .route("/readyz", get(ready))
+        .route("/status", get(status))
+        .fallback(unknown)
+        .layer(middleware::map_response(finish))
+        .with_state(state)
+}
+
+/// One request per connection: the listener bounds a connection's life, and a client that kept it
+/// for later would find it gone.
+async fn finish(mut response: Response) -> Response {
+    let headers = response.headers_mut();
+    headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(
+        HeaderName::from_static("x-content-type-options"),
+        HeaderValue::from_static("nosniff"),
+    );
+    response
+}
+
+async fn index() -> Response {
+    ([(CONTENT_TYPE, TEXT)], INDEX).into_response()
+}
+
+async fn unknown() -> Response {
+    let body = "not found; see / for what there is\n";
+    (StatusCode::NOT_FOUND, [(CONTENT_TYPE, TEXT)], body).into_response()
+}
+
+async fn status(State(state): State<AdminState>) -> Response {
+    Json(&*state.status()).into_response()
+}
+
+type Parameters = Query<Vec<(String, String)>>;
+
+async fn live(state: State<AdminState>, query: Parameters, headers: HeaderMap) -> Response {
+    health(Probe::Live, "livez", &state, &query, &headers)
+}
+
+async fn started(state: State<AdminState>, query: Parameters, headers: HeaderMap) -> Response {
+    health(Probe::Started, "startupz", &state, &query, &headers)
+}
+
+async fn ready(state: State<AdminState>, query: Parameters, headers: HeaderMap) -> Response {
+    health(Probe::Ready, "readyz", &state, &query, &headers)
+}
+
+fn health(
+    probe: Probe,
+    page: &str,
+    state: &AdminState,
+    query: &[(String, String)],
+    headers: &HeaderMap,
+) -> Response {
+    let now = Moment::now();
+    let excluded: Vec<String> = query
+        .iter()
+        .filter(|(name, _)| name == "exclude")
+        .map(|(_, value)| value.clone())
+        .collect();
+    let report = state.report(probe, now).excluding(&excluded);
+    let code = if report.passed {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    let wants_json = headers
+        .get_all(ACCEPT)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .any(|value| value.contains("application/json"));
+    if wants_json {
+        return (code, Json(report)).into_response();
+    }
+    // A failure is always explained, as Kubernetes does.
+    let verbose = !report.passed || query.iter().any(|(name, _)| name == "verbose");
+    let body = if verbose {
+        explain(page, &report, &excluded, now)
+    } else {
+        "ok".to_owned()
+    };
+    (code, [(CONTENT_TYPE, TEXT)], body).into_response()
+}
+
+/// The form of the Kubernetes API server.
+fn explain(page: &str, report: &Report, excluded: &[String], now: Moment) -> String {
+    let mut text = String::new();
+    // Writing to a string does not fail.
+    for check in &report.checks {
+        let sign = if check.ok { '+' } else { '-' };
+        let _ = write!(text, "[{sign}]{} ", check.name);
+        if check.excluded {
+            let _ = write!(text, "excluded: ");
+        }
+        // Reasons quote what the portal and relays said; a line stays a line.
+        let reason = check.reason.replace(char::is_control, " ");
+        let _ = match (check.ok, reason.as_str()) {
+            (true, "") => write!(text, "ok"),
+            (true, note) => write!(text, "ok: {note}"),
+            (false, reason) => {
+                write!(text, "{reason} (for {})", duration(now.unix - check.since))
+            }
+        };
+        text.push('\n');
+    }
+    for name in excluded {
+        if !report.checks.iter().any(|check| check.name == *name) {
+            let name = name.replace(char::is_control, " ");
+            let _ = writeln!(text, "warn: there is no check {name:?} to exclude");
+        }
+    }
+    let verdict = if report.passed { "passed" } else { "failed" };
+    let _ = writeln!(text, "{page} check {verdict}");
+    text
+}

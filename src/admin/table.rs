@@ -1,0 +1,628 @@
+//! The status document as a table for people.
+
+use std::fmt::Write as _;
+
+use super::model::{
+    ClientStatus, DeviceStatus, HostFinding, PortalState, PortalStatus, RelayStatus, Status,
+};
+
+/// Colours of a terminal (ECMA-48 SGR).
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Paint {
+    Plain,
+    Bold,
+    Good,
+    Odd,
+    Bad,
+}
+
+impl Paint {
+    fn apply(self, text: &str, colour: bool) -> String {
+        let code = match self {
+            Self::Plain => return text.to_owned(),
+            _ if !colour => return text.to_owned(),
+            Self::Bold => 1,
+            Self::Good => 32,
+            Self::Odd => 33,
+            Self::Bad => 31,
+        };
+        format!("\u{1b}[{code}m{text}\u{1b}[0m")
+    }
+}
+
+struct Cell(String, Paint);
+
+impl From<String> for Cell {
+    fn from(text: String) -> Self {
+        Self(text, Paint::Plain)
+    }
+}
+
+impl From<&str> for Cell {
+    fn from(text: &str) -> Self {
+        Self(text.to_owned(), Paint::Plain)
+    }
+}
+
+/// Renders `status` as seen at `now` (Unix seconds).
+pub fn render(status: &Status, now: f64, colour: bool) -> String {
+    let mut page = Page {
+        text: String::new(),
+        now,
+        colour,
+    };
+    page.head(status);
+    page.portal(&status.portal);
+    page.relays(&status.relays);
+    page.clients(&status.clients);
+    page.device(&status.device);
+    page.host(&status.host);
+    page.dropped(status);
+    page.text
+}
+
+struct Page {
+    text: String,
+    now: f64,
+    colour: bool,
+}
+
+impl Page {
+    fn line(&mut self, text: impl AsRef<str>) {
+        self.text.push_str(text.as_ref().trim_end());
+        self.text.push('\n');
+    }
+
+    fn title(&mut self, text: &str) {
+        self.text.push('\n');
+        let text = Paint::Bold.apply(text, self.colour);
+        self.line(text);
+    }
+
+    fn paint(&self, paint: Paint, text: &str) -> String {
+        paint.apply(text, self.colour)
+    }
+
+    /// Time since `at`, for "… ago" and "for …".
+    fn since(&self, at: f64) -> String {
+        duration(self.now - at)
+    }
+
+    fn rows(&mut self, heading: &[&str], rows: Vec<Vec<Cell>>) {
+        let heading: Vec<Cell> = heading
+            .iter()
+            .map(|text| Cell((*text).to_owned(), Paint::Bold))
+            .collect();
+        let mut widths: Vec<usize> = vec![0; heading.len()];
+        let mut rows = std::iter::once(heading).chain(rows).collect::<Vec<_>>();
+        for row in &mut rows {
+            for (cell, width) in row.iter_mut().zip(&mut widths) {
+                cell.0 = printable(&cell.0);
+                *width = (*width).max(cell.0.chars().count());
+            }
+        }
+        for row in rows {
+            let mut line = String::from("  ");
+            for (Cell(text, paint), width) in row.iter().zip(&widths) {
+                line.push_str(&self.paint(*paint, text));
+                for _ in text.chars().count()..width + 2 {
+                    line.push(' ');
+                }
+            }
+            self.line(line);
+        }
+    }
+
+    fn head(&mut self, status: &Status) {
+        let name = self.paint(Paint::Bold, &printable(&status.name));
+        let draining = if status.draining {
+            self.paint(Paint::Odd, ", shutting down")
+        } else {
+            String::new()
+        };
+        let up = self.since(status.started_at);
+        self.line(format!(
+            "{name}  firezone-gateway {}, up {up}{draining}",
+            printable(&status.version)
+        ));
+        self.line(format!("id {}", printable(&status.id)));
+    }
+
+    fn portal(&mut self, portal: &PortalStatus) {
+        self.title("Portal");
+        let (state, paint) = match portal.state {
+            PortalState::Idle => ("not started", Paint::Odd),
+            PortalState::Connecting => ("connecting", Paint::Odd),
+            PortalState::Joining => ("joining", Paint::Odd),
+            PortalState::Joined => ("joined", Paint::Good),
+            PortalState::Waiting => ("waiting for the next attempt", Paint::Bad),
+            PortalState::Blocked => ("blocked: token refused", Paint::Bad),
+            PortalState::GaveUp => ("gave up", Paint::Bad),
+            PortalState::Closed => ("closed", Paint::Odd),
+        };
+        let state = self.paint(paint, state);
+        let since = self.since(portal.since);
+        self.line(format!("  {state} for {since}  {}", printable(&portal.url)));
+        let last_message = match portal.last_message_at {
+            Some(at) => format!("{} ago", self.since(at)),
+            None => "none yet".to_owned(),
+        };
+        self.line(format!(
+            "  last message {last_message}, joined {} times in {} attempts",
+            portal.joins, portal.attempts
+        ));
+        if let Some(backoff) = &portal.backoff {
+            let outage = self.since(backoff.outage_since);
+            let next = match backoff.next_attempt_at {
+                Some(at) => format!(
+                    "attempt {} in {}",
+                    backoff.attempt.saturating_add(1),
+                    duration(at - self.now)
+                ),
+                None => format!("attempt {} running", backoff.attempt.saturating_add(1)),
+            };
+            let budget = match backoff.budget_left {
+                Some(left) => format!("gives up in {}", duration(left)),
+                None => "never gives up".to_owned(),
+            };
+            self.line(format!("  outage for {outage}: {next}, {budget}"));
+        }
+        if let Some(error) = &portal.last_error {
+            let ago = self.since(error.at);
+            self.line(format!(
+                "  last error {ago} ago: {}: {}",
+                printable(&error.kind),
+                printable(&error.message)
+            ));
+        }
+    }
+
+    fn relays(&mut self, relays: &[RelayStatus]) {
+        self.title("Relays");
+        if relays.is_empty() {
+            self.line("  none offered by the portal");
+            return;
+        }
+        let rows = relays
+            .iter()
+            .map(|relay| {
+                let paint = match relay.state.as_str() {
+                    "allocated" => Paint::Good,
+                    "failed" => Paint::Bad,
+                    _ => Paint::Odd,
+                };
+                vec![
+                    Cell(relay.state.clone(), paint),
+                    self.since(relay.since).into(),
+                    list(&relay.addresses).into(),
+                    list(&relay.relayed).into(),
+                    match relay.rtt {
+                        Some(rtt) => format!("{:.0} ms", rtt * 1000.0),
+                        None => "-".to_owned(),
+                    }
+                    .into(),
+                    relay.channels.to_string().into(),
+                    relay.last_error.as_deref().unwrap_or("-").into(),
+                ]
+            })
+            .collect();
+        self.rows(
+            &[
+                "STATE",
+                "SINCE",
+                "ADDRESS",
+                "RELAYED",
+                "RTT",
+                "CHANNELS",
+                "LAST ERROR",
+            ],
+            rows,
+        );
+    }
+
+    fn clients(&mut self, clients: &[ClientStatus]) {
+        self.title(&format!("Clients: {}", clients.len()));
+        if clients.is_empty() {
+            return;
+        }
+        let rows = clients
+            .iter()
+            .map(|client| {
+                let paint = match client.connection.as_str() {
+                    "connected" => Paint::Good,
+                    "failed" => Paint::Bad,
+                    _ => Paint::Odd,
+                };
+                let grants: Vec<String> = client
+                    .grants
+                    .iter()
+                    .map(|grant| match grant.expires_at {
+                        Some(at) => format!("{} ({} left)", grant.name, duration(at - self.now)),
+                        None => grant.name.clone(),
+                    })
+                    .collect();
+                vec![
+                    client.id.clone().into(),
+                    list(&client.addresses).into(),
+                    Cell(client.connection.clone(), paint),
+                    client.path.as_deref().unwrap_or("-").into(),
+                    match client.last_handshake_at {
+                        Some(at) => format!("{} ago", self.since(at)),
+                        None => "-".to_owned(),
+                    }
+                    .into(),
+                    bytes(client.rx_bytes).into(),
+                    bytes(client.tx_bytes).into(),
+                    list(&grants).into(),
+                ]
+            })
+            .collect();
+        self.rows(
+            &[
+                "CLIENT",
+                "ADDRESS",
+                "CONNECTION",
+                "PATH",
+                "HANDSHAKE",
+                "RECEIVED",
+                "SENT",
+                "MAY REACH",
+            ],
+            rows,
+        );
+    }
+
+    fn device(&mut self, device: &DeviceStatus) {
+        self.title("Device");
+        let state = match (&device.error, device.up) {
+            (None, true) => self.paint(Paint::Good, "up"),
+            (Some(error), _) => self.paint(Paint::Bad, &printable(error)),
+            (None, false) => self.paint(Paint::Odd, "not up yet"),
+        };
+        self.line(format!("  {} {state}", printable(&device.name)));
+        for (what, items) in [
+            ("addresses", &device.addresses),
+            ("sockets", &device.sockets),
+            ("offloads", &device.offloads),
+        ] {
+            self.line(format!("  {what} {}", printable(&list(items))));
+        }
+        self.line(format!("  workers {}", device.workers));
+    }
+
+    fn host(&mut self, findings: &[HostFinding]) {
+        let notable: Vec<_> = findings.iter().filter(|f| f.level != "ok").collect();
+        if notable.is_empty() {
+            return;
+        }
+        self.title("Host");
+        for finding in notable {
+            let paint = if finding.level == "error" {
+                Paint::Bad
+            } else {
+                Paint::Odd
+            };
+            let level = self.paint(paint, &printable(&finding.level));
+            self.line(format!(
+                "  {level} {}: {}",
+                printable(&finding.name),
+                printable(&finding.found)
+            ));
+            if let Some(fix) = &finding.fix {
+                self.line(format!("    set {}", printable(fix)));
+            }
+        }
+    }
+
+    fn dropped(&mut self, status: &Status) {
+        if status.dropped.values().all(|count| *count == 0) {
+            return;
+        }
+        self.title("Dropped packets");
+        for (reason, count) in status.dropped.iter().filter(|(_, count)| **count > 0) {
+            self.line(format!("  {}: {count}", printable(reason)));
+        }
+    }
+}
+
+fn list(items: &[String]) -> String {
+    if items.is_empty() {
+        "-".to_owned()
+    } else {
+        items.join(", ")
+    }
+}
+
+/// Names come from the portal and errors from anywhere; none of them may steer the terminal.
+pub(super) fn printable(text: &str) -> String {
+    text.replace(char::is_control, "?")
+}
+
+/// A time in seconds as its two largest units, such as `3h 12m`. Negative is zero.
+pub(super) fn duration(seconds: f64) -> String {
+    // `max` also turns NaN into zero; the cast saturates.
+    let seconds = seconds.max(0.0) as u64;
+    let (days, hours, minutes) = (seconds / 86400, seconds / 3600 % 24, seconds / 60 % 60);
+    let mut text = String::new();
+    // Writing to a string does not fail.
+    let _ = match (days, hours, minutes) {
+        (0, 0, 0) => write!(text, "{seconds}s"),
+        (0, 0, minutes) => write!(text, "{minutes}m {}s", seconds % 60),
+        (0, hours, minutes) => write!(text, "{hours}h {minutes}m"),
+        (days, hours, _) => write!(text, "{days}d {hours}h"),
+    };
+    text
+}
+
+fn bytes(count: u64) -> String {
+    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    if count < 1024 {
+        return format!("{count} B");
+    }
+    let mut value = count as f64 / 1024.0;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    format!("{value:.1} {}", UNITS[unit])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::model::{BackoffStatus, GrantStatus, PortalError};
+    use super::*;
+
+    const NOW: f64 = 1_000_000.0;
+
+    fn strings(items: &[&str]) -> Vec<String> {
+        items.iter().map(|item| (*item).to_owned()).collect()
+    }
+
+    fn healthy() -> Status {
+        Status {
+            schema: 1,
+            version: "1.6.0".into(),
+            name: "edge-7".into(),
+            id: "5f0ce1".into(),
+            started_at: NOW - 11_520.0,
+            portal: PortalStatus {
+                url: "wss://portal.example".into(),
+                state: PortalState::Joined,
+                since: NOW - 720.0,
+                initialized: true,
+                last_message_at: Some(NOW - 3.0),
+                joins: 2,
+                attempts: 5,
+                last_error: Some(PortalError {
+                    kind: "tcp_connect".into(),
+                    message: "connection refused".into(),
+                    at: NOW - 730.0,
+                }),
+                ..PortalStatus::default()
+            },
+            relays: vec![RelayStatus {
+                id: "r1".into(),
+                addresses: strings(&["192.0.2.4:3478"]),
+                state: "allocated".into(),
+                since: NOW - 700.0,
+                relayed: strings(&["192.0.2.4:50000"]),
+                rtt: Some(0.0234),
+                channels: 1,
+                ..RelayStatus::default()
+            }],
+            clients: vec![ClientStatus {
+                id: "c1".into(),
+                addresses: strings(&["100.64.0.2"]),
+                connection: "connected".into(),
+                path: Some("direct".into()),
+                last_handshake_at: Some(NOW - 61.0),
+                rx_bytes: 1536,
+                tx_bytes: 12,
+                grants: vec![GrantStatus {
+                    name: "wiki".into(),
+                    expires_at: Some(NOW + 3600.0),
+                    ..GrantStatus::default()
+                }],
+                ..ClientStatus::default()
+            }],
+            device: DeviceStatus {
+                name: "tun-firezone".into(),
+                up: true,
+                addresses: strings(&["100.64.0.1", "fd00:2021:1111::1"]),
+                sockets: strings(&["0.0.0.0:52625"]),
+                workers: 2,
+                ..DeviceStatus::default()
+            },
+            host: vec![HostFinding {
+                name: "tun".into(),
+                level: "ok".into(),
+                ..HostFinding::default()
+            }],
+            ..Status::default()
+        }
+    }
+
+    #[test]
+    fn healthy_gateway_reads_like_this() {
+        let expected = "\
+edge-7  firezone-gateway 1.6.0, up 3h 12m
+id 5f0ce1
+
+Portal
+  joined for 12m 0s  wss://portal.example
+  last message 3s ago, joined 2 times in 5 attempts
+  last error 12m 10s ago: tcp_connect: connection refused
+
+Relays
+  STATE      SINCE    ADDRESS         RELAYED          RTT    CHANNELS  LAST ERROR
+  allocated  11m 40s  192.0.2.4:3478  192.0.2.4:50000  23 ms  1         -
+
+Clients: 1
+  CLIENT  ADDRESS     CONNECTION  PATH    HANDSHAKE   RECEIVED  SENT  MAY REACH
+  c1      100.64.0.2  connected   direct  1m 1s ago   1.5 KiB   12 B  wiki (1h 0m left)
+
+Device
+  tun-firezone up
+  addresses 100.64.0.1, fd00:2021:1111::1
+  sockets 0.0.0.0:52625
+  offloads -
+  workers 2
+";
+        let rendered = render(&healthy(), NOW, false);
+        let squeeze = |text: &str| {
+            text.lines()
+                .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(squeeze(&rendered), squeeze(expected), "\n{rendered}");
+        let column = |line: &str, word: &str| line.find(word);
+        let lines: Vec<&str> = rendered.lines().collect();
+        let heading = lines.iter().position(|l| l.contains("CLIENT")).unwrap_or(0);
+        assert_eq!(
+            column(lines[heading], "PATH"),
+            column(lines[heading + 1], "direct"),
+            "columns are aligned"
+        );
+    }
+
+    #[test]
+    fn outage_tells_cause_next_attempt_and_budget() {
+        let mut status = healthy();
+        status.portal.state = PortalState::Waiting;
+        status.portal.since = NOW - 2.0;
+        status.portal.backoff = Some(BackoffStatus {
+            outage_since: NOW - 95.0,
+            attempt: 3,
+            next_attempt_at: Some(NOW + 12.0),
+            budget_left: Some(805.0),
+        });
+
+        let text = render(&status, NOW, false);
+
+        assert!(
+            text.contains("waiting for the next attempt for 2s"),
+            "{text}"
+        );
+        assert!(
+            text.contains("outage for 1m 35s: attempt 4 in 12s, gives up in 13m 25s"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_with_host_and_device_is_shown_with_its_remedy() {
+        let mut status = healthy();
+        status.draining = true;
+        status.device.up = false;
+        status.device.error = Some("operation not permitted".into());
+        status.host.push(HostFinding {
+            name: "ipv4 forwarding".into(),
+            level: "error".into(),
+            found: "off".into(),
+            fix: Some("sysctls: [net.ipv4.ip_forward=1]".into()),
+        });
+        status.dropped.insert("no_route".into(), 7);
+        status.dropped.insert("never".into(), 0);
+        status.relays.clear();
+        status.clients.clear();
+
+        let text = render(&status, NOW, false);
+
+        for part in [
+            ", shutting down\n",
+            "  tun-firezone operation not permitted\n",
+            "Host\n  error ipv4 forwarding: off\n    set sysctls: [net.ipv4.ip_forward=1]\n",
+            "Dropped packets\n  no_route: 7\n",
+            "Relays\n  none offered by the portal\n",
+            "Clients: 0\n",
+        ] {
+            assert!(text.contains(part), "{part:?} is missing in\n{text}");
+        }
+        assert!(!text.contains("never"), "{text}");
+    }
+
+    #[test]
+    fn colour_is_only_used_when_asked_and_changes_nothing_else() {
+        let plain = render(&healthy(), NOW, false);
+        let coloured = render(&healthy(), NOW, true);
+        assert!(!plain.contains('\u{1b}'));
+        assert!(coloured.contains("\u{1b}[32mjoined\u{1b}[0m"));
+        let mut stripped = coloured;
+        for code in [
+            "\u{1b}[0m",
+            "\u{1b}[1m",
+            "\u{1b}[31m",
+            "\u{1b}[32m",
+            "\u{1b}[33m",
+        ] {
+            stripped = stripped.replace(code, "");
+        }
+        let trim = |text: &str| {
+            text.lines()
+                .map(|l| l.trim_end().to_owned())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(trim(&stripped), trim(&plain));
+    }
+
+    #[test]
+    fn names_from_outside_cannot_steer_the_terminal() {
+        let mut status = healthy();
+        let evil = "a\u{1b}[2Jb\nc\u{9b}";
+        status.name = evil.into();
+        status.version = evil.into();
+        status.id = evil.into();
+        status.portal.url = evil.into();
+        status.portal.last_error = Some(PortalError {
+            kind: evil.into(),
+            message: evil.into(),
+            at: NOW,
+        });
+        status.relays[0].last_error = Some(evil.into());
+        status.clients[0].grants[0].name = evil.into();
+        status.device.name = evil.into();
+        status.host[0] = HostFinding {
+            name: evil.into(),
+            level: "warning".into(),
+            found: evil.into(),
+            fix: Some(evil.into()),
+        };
+        status.dropped.insert(evil.into(), 1);
+
+        let text = render(&status, NOW, false);
+
+        assert!(
+            text.chars().all(|c| c == '\n' || !c.is_control()),
+            "{text:?}"
+        );
+    }
+
+    #[test]
+    fn empty_status_of_a_gateway_that_just_started_is_rendered() {
+        let text = render(&Status::default(), NOW, false);
+        assert!(text.contains("not started"), "{text}");
+    }
+
+    #[test]
+    fn durations_and_sizes_have_two_digits_of_meaning() {
+        for (seconds, text) in [
+            (-5.0, "0s"),
+            (f64::NAN, "0s"),
+            (59.9, "59s"),
+            (60.0, "1m 0s"),
+            (3_600.0, "1h 0m"),
+            (90_061.0, "1d 1h"),
+        ] {
+            assert_eq!(duration(seconds), text);
+        }
+        for (count, text) in [
+            (1023, "1023 B"),
+            (1024, "1.0 KiB"),
+            (5 << 30, "5.0 GiB"),
+            (u64::MAX, "16384.0 PiB"),
+        ] {
+            assert_eq!(bytes(count), text);
+        }
+    }
+}

@@ -1,0 +1,766 @@
+//! The admin server through a real socket, as probes see it.
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    io::{Read as _, Write as _},
+    net::TcpStream,
+    time::Instant,
+};
+
+use tokio::{runtime::Runtime, sync::oneshot};
+
+use super::{
+    client::{Answer, ask},
+    model::{
+        BackoffStatus, DeviceStatus, HostFinding, PortalError, PortalState, PortalStatus,
+        RelayStatus,
+    },
+    *,
+};
+use crate::config::{
+    ExitStatus, FixedEnv, Settings,
+    cli::{HealthcheckArgs, StatusArgs},
+};
+
+fn now() -> f64 {
+    Moment::now().unix
+}
+
+fn good() -> Status {
+    Status {
+        schema: model::SCHEMA,
+        version: "1.6.0".into(),
+        name: "edge-7".into(),
+        id: "abc".into(),
+        started_at: now(),
+        portal: PortalStatus {
+            state: PortalState::Joined,
+            since: now(),
+            initialized: true,
+            ..PortalStatus::default()
+        },
+        relays: vec![relay("allocated")],
+        device: DeviceStatus {
+            name: "tun-firezone".into(),
+            up: true,
+            ..DeviceStatus::default()
+        },
+        ..Status::default()
+    }
+}
+
+fn relay(state: &str) -> RelayStatus {
+    RelayStatus {
+        id: "r1".into(),
+        addresses: vec!["192.0.2.4:3478".into()],
+        state: state.into(),
+        since: now(),
+        ..RelayStatus::default()
+    }
+}
+
+struct Server {
+    runtime: Runtime,
+    address: SocketAddr,
+    status: watch::Sender<Arc<Status>>,
+    liveness: Liveness,
+    drain: Drain,
+    stop: oneshot::Sender<()>,
+    ended: tokio::task::JoinHandle<io::Result<()>>,
+}
+
+impl Server {
+    fn start(initial: Status) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let (status, receiver) = watch::channel(Arc::new(initial));
+        let liveness = Liveness::default();
+        let drain = Drain::default();
+        let state = AdminState::new(receiver, liveness.clone(), drain.clone());
+        let listener = runtime
+            .block_on(bind("127.0.0.1:0".parse().unwrap()))
+            .unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let ended = runtime.spawn(serve(listener, state, async {
+            let _ = stopped.await;
+        }));
+        Self {
+            runtime,
+            address,
+            status,
+            liveness,
+            drain,
+            stop,
+            ended,
+        }
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Status)) {
+        self.status.send_modify(|status| {
+            let mut next = Status::clone(status);
+            change(&mut next);
+            *status = Arc::new(next);
+        });
+    }
+
+    fn get(&self, path: &str) -> Answer {
+        ask(self.address, path).unwrap()
+    }
+
+    fn code(&self, path: &str) -> u16 {
+        self.get(path).code
+    }
+
+    /// Head and body as they come.
+    fn raw(&self, request: &str) -> String {
+        let mut stream = TcpStream::connect(self.address).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+}
+
+#[test]
+fn healthy_gateway_passes_everything() {
+    let server = Server::start(good());
+    let heartbeat = server.liveness.register("slow_path", Instant::now());
+    for path in ["/livez", "/healthz", "/startupz", "/readyz"] {
+        let answer = server.get(path);
+        assert_eq!((answer.code, answer.body.as_str()), (200, "ok"), "{path}");
+    }
+    assert_eq!(
+        server.get("/readyz?verbose").body,
+        "[+]portal ok\n[+]device ok\n[+]relays ok: 1 of 1 usable\n[+]drain ok\n\
+         readyz check passed\n"
+    );
+    assert_eq!(
+        server.get("/startupz?verbose").body,
+        "[+]device ok\n[+]host ok\n[+]init ok\nstartupz check passed\n"
+    );
+    assert_eq!(
+        server.get("/livez?verbose").body,
+        "[+]slow_path ok\nlivez check passed\n"
+    );
+    drop(heartbeat);
+}
+
+#[test]
+fn portal_outage_fails_readiness_with_its_reason_and_nothing_else() {
+    let server = Server::start(good());
+    server.change(|status| {
+        status.portal.state = PortalState::Waiting;
+        status.portal.backoff = Some(BackoffStatus {
+            outage_since: now(),
+            attempt: 3,
+            next_attempt_at: Some(now() + 3600.5),
+            budget_left: None,
+        });
+        status.portal.last_error = Some(PortalError {
+            kind: "tcp_connect".into(),
+            message: "connection refused".into(),
+            at: now(),
+        });
+    });
+
+    let answer = server.get("/readyz");
+
+    assert_eq!(answer.code, 503);
+    let first = answer.body.lines().next().unwrap();
+    assert!(
+        first.starts_with("[-]portal not joined: waiting for attempt 4 in 36")
+            && first.contains(" s: tcp_connect: connection refused (for "),
+        "{first}"
+    );
+    assert!(answer.body.ends_with("readyz check failed\n"));
+    assert_eq!(server.code("/livez"), 200);
+    assert_eq!(server.code("/startupz"), 200);
+}
+
+#[test]
+fn each_state_of_the_portal_has_its_words() {
+    let server = Server::start(good());
+    for (state, words) in [
+        (PortalState::Idle, "not joined: not started"),
+        (
+            PortalState::Connecting,
+            "not joined: connecting, attempt 1: http_503",
+        ),
+        (PortalState::Joining, "not joined: joining, attempt 1"),
+        (PortalState::Waiting, "not joined: waiting for attempt 1"),
+        (
+            PortalState::Blocked,
+            "not joined: blocked: token refused: http_503: busy",
+        ),
+        (PortalState::GaveUp, "not joined: gave up"),
+        (PortalState::Closed, "not joined: closed (for"),
+    ] {
+        server.change(|status| {
+            status.portal.state = state;
+            status.portal.last_error = Some(PortalError {
+                kind: "http_503".into(),
+                message: "busy".into(),
+                at: 0.0,
+            });
+        });
+        let answer = server.get("/readyz");
+        assert_eq!(answer.code, 503);
+        assert!(
+            answer.body.contains(&format!("[-]portal {words}")),
+            "{}",
+            answer.body
+        );
+    }
+}
+
+#[test]
+fn before_the_first_configuration_the_gateway_is_live_but_not_started() {
+    let server = Server::start(Status::default());
+    assert_eq!(server.code("/livez"), 200);
+    assert_eq!(server.code("/readyz"), 503);
+    let answer = server.get("/startupz");
+    assert_eq!(answer.code, 503);
+    assert!(
+        answer.body.contains("[-]device not up yet"),
+        "{}",
+        answer.body
+    );
+    assert!(
+        answer
+            .body
+            .contains("[-]init no configuration from the portal yet: not joined: not started"),
+        "{}",
+        answer.body
+    );
+}
+
+#[test]
+fn joined_without_configuration_is_not_started() {
+    let server = Server::start(good());
+    server.change(|status| status.portal.initialized = false);
+    assert!(
+        server
+            .get("/startupz")
+            .body
+            .contains("[-]init the portal has not sent a configuration yet")
+    );
+}
+
+#[test]
+fn host_errors_fail_the_start_with_their_remedy_and_warnings_do_not() {
+    let server = Server::start(good());
+    let finding = |level: &str| HostFinding {
+        name: "ipv4 forwarding".into(),
+        level: level.into(),
+        found: "off".into(),
+        fix: Some("sysctls: [net.ipv4.ip_forward=1]".into()),
+    };
+    server.change(|status| status.host = vec![finding("warning"), finding("ok")]);
+    assert_eq!(server.code("/startupz"), 200);
+
+    server.change(|status| status.host = vec![finding("error")]);
+
+    let answer = server.get("/startupz");
+    assert_eq!(answer.code, 503);
+    assert!(
+        answer
+            .body
+            .contains("[-]host ipv4 forwarding: off (fix: sysctls: [net.ipv4.ip_forward=1])"),
+        "{}",
+        answer.body
+    );
+}
+
+#[test]
+fn broken_device_fails_start_and_readiness() {
+    let server = Server::start(good());
+    server.change(|status| status.device.error = Some("operation not permitted".into()));
+    for path in ["/startupz", "/readyz"] {
+        let answer = server.get(path);
+        assert_eq!(answer.code, 503);
+        assert!(
+            answer
+                .body
+                .contains("[-]device tun-firezone: operation not permitted"),
+            "{}",
+            answer.body
+        );
+    }
+    assert_eq!(server.code("/livez"), 200);
+}
+
+#[test]
+fn no_relay_offered_is_ready_and_no_relay_usable_is_not() {
+    let server = Server::start(Status {
+        relays: Vec::new(),
+        ..good()
+    });
+    let answer = server.get("/readyz?verbose");
+    assert_eq!(answer.code, 200);
+    assert!(
+        answer.body.contains("[+]relays ok: none offered"),
+        "{}",
+        answer.body
+    );
+
+    let server = Server::start(Status {
+        relays: vec![RelayStatus {
+            last_error: Some("401".into()),
+            ..relay("failed")
+        }],
+        ..good()
+    });
+    let answer = server.get("/readyz");
+    assert_eq!(answer.code, 503);
+    assert!(
+        answer
+            .body
+            .contains("[-]relays none of 1 usable: 192.0.2.4:3478 failed for 0s: 401"),
+        "{}",
+        answer.body
+    );
+}
+
+#[test]
+fn relay_that_is_replaced_does_not_flip_readiness_until_it_lasts() {
+    let (sender, receiver) = watch::channel(Arc::new(good()));
+    let state = AdminState::new(receiver, Liveness::default(), Drain::default());
+    let start = Moment::now();
+    let ready = |after: u64| {
+        let moment = Moment {
+            instant: start.instant + Duration::from_millis(after),
+            unix: start.unix + after as f64 / 1000.0,
+        };
+        state.report(crate::config::Probe::Ready, moment).passed
+    };
+    assert!(ready(0));
+
+    sender.send_replace(Arc::new(Status {
+        relays: vec![relay("allocating")],
+        ..good()
+    }));
+    assert!(ready(100) && ready(1099));
+    assert!(!ready(1100));
+
+    sender.send_replace(Arc::new(good()));
+    assert!(ready(1200));
+}
+
+#[test]
+fn portal_flips_readiness_at_once() {
+    let (sender, receiver) = watch::channel(Arc::new(good()));
+    let state = AdminState::new(receiver, Liveness::default(), Drain::default());
+    let now = Moment::now();
+    assert!(state.report(crate::config::Probe::Ready, now).passed);
+    sender.send_modify(|status| {
+        Arc::make_mut(status).portal.state = PortalState::Connecting;
+    });
+    assert!(!state.report(crate::config::Probe::Ready, now).passed);
+}
+
+#[test]
+fn stuck_loop_fails_liveness_only_after_ten_seconds() {
+    let (_sender, receiver) = watch::channel(Arc::new(good()));
+    let start = Moment::now();
+    let liveness = Liveness::new(start.instant);
+    let state = AdminState::new(receiver, liveness.clone(), Drain::default());
+    let _slow = liveness.register("slow_path", start.instant);
+    let worker = liveness.register("worker-0", start.instant);
+    let later = |seconds| Moment {
+        instant: start.instant + Duration::from_secs(seconds),
+        unix: start.unix + seconds as f64,
+    };
+    worker.tick(later(5).instant);
+    assert!(state.report(crate::config::Probe::Live, later(10)).passed);
+
+    let report = state.report(crate::config::Probe::Live, later(12));
+
+    assert!(!report.passed);
+    let verdicts: Vec<_> = report
+        .checks
+        .iter()
+        .map(|check| (check.name.as_str(), check.ok, check.reason.as_str()))
+        .collect();
+    assert_eq!(
+        verdicts,
+        [
+            ("slow_path", false, "stuck: no sign of life for 12 s"),
+            ("worker-0", true, "")
+        ]
+    );
+}
+
+#[test]
+fn shutdown_fails_readiness_at_once_and_not_liveness() {
+    let server = Server::start(good());
+    server.drain.begin();
+    let answer = server.get("/readyz");
+    assert_eq!(answer.code, 503);
+    assert!(
+        answer.body.contains("[-]drain shutting down"),
+        "{}",
+        answer.body
+    );
+    assert_eq!(server.code("/livez"), 200);
+    let status: Status = serde_json::from_str(&server.get("/status").body).unwrap();
+    assert!(status.draining);
+}
+
+#[test]
+fn checks_can_be_excluded_and_unknown_names_are_told() {
+    let server = Server::start(good());
+    server.change(|status| {
+        status.portal.state = PortalState::Closed;
+        status.relays = vec![relay("failed")];
+    });
+    assert_eq!(server.code("/readyz?exclude=portal"), 503);
+
+    // The relay was good a moment ago and may still be held to be.
+    let answer = server.get("/readyz?exclude=portal&exclude=relays&exclude=nonsense&verbose");
+
+    assert_eq!(answer.code, 200);
+    assert!(
+        answer.body.contains("[-]portal excluded: not joined"),
+        "{}",
+        answer.body
+    );
+    assert!(
+        answer
+            .body
+            .contains("warn: there is no check \"nonsense\" to exclude"),
+        "{}",
+        answer.body
+    );
+}
+
+#[test]
+fn json_is_given_to_those_who_accept_it() {
+    let server = Server::start(good());
+    server.change(|status| status.portal.state = PortalState::Blocked);
+    let answer = server.raw(
+        "GET /readyz HTTP/1.1\r\nHost: x\r\nAccept: application/json\r\nConnection: close\r\n\r\n",
+    );
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+    let body: serde_json::Value = serde_json::from_str(body).unwrap();
+    assert_eq!(body["check"], "ready");
+    assert_eq!(body["passed"], false);
+    assert_eq!(body["checks"][0]["name"], "portal");
+    assert_eq!(body["checks"][0]["ok"], false);
+    assert!(body["checks"][0]["since"].as_f64().unwrap() > 1e9);
+    assert_eq!(body["checks"][1]["name"], "device");
+    assert_eq!(body["checks"][1]["ok"], true);
+}
+
+#[test]
+fn status_is_the_published_document() {
+    let status = good();
+    let server = Server::start(status.clone());
+    let answer = server.get("/status");
+    assert_eq!(answer.code, 200);
+    assert_eq!(
+        serde_json::from_str::<Status>(&answer.body).unwrap(),
+        status
+    );
+}
+
+#[test]
+fn index_lists_every_page_and_others_are_not_found() {
+    let server = Server::start(good());
+    let index = server.get("/");
+    assert_eq!(index.code, 200);
+    for page in ["/livez", "/healthz", "/startupz", "/readyz", "/status"] {
+        assert!(index.body.contains(page), "{page}");
+        assert_eq!(server.code(page), 200, "{page}");
+    }
+    for path in ["/metrics", "/readyz/x", "/..%2fetc", "//"] {
+        assert_eq!(server.code(path), 404, "{path}");
+    }
+}
+
+#[test]
+fn requests_that_make_no_sense_are_refused_without_harm() {
+    let server = Server::start(good());
+    for (request, answer) in [
+        (
+            "POST /readyz HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n",
+            "HTTP/1.1 405 ",
+        ),
+        ("\x16\x03\x01\r\n\r\n", "HTTP/1.1 400 "),
+        (
+            "GET /readyz?exclude=%ff%zz&&==&verbose HTTP/1.1\r\nHost: x\r\n\r\n",
+            "HTTP/1.1 200 ",
+        ),
+    ] {
+        let got = server.raw(request);
+        assert!(got.starts_with(answer), "{request:?} gave {got:?}");
+    }
+    assert_eq!(server.code("/readyz"), 200);
+}
+
+#[test]
+fn answers_end_the_connection_and_are_not_cached() {
+    let server = Server::start(good());
+    let answer = server
+        .raw("GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        .to_lowercase();
+    assert!(answer.contains("connection: close"), "{answer}");
+    assert!(answer.contains("cache-control: no-store"), "{answer}");
+}
+
+#[test]
+fn connections_that_send_nothing_are_ended_and_give_way() {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let (_status, receiver) = watch::channel(Arc::new(good()));
+    let state = AdminState::new(receiver, Liveness::default(), Drain::default());
+    let listener = runtime
+        .block_on(bind("127.0.0.1:0".parse().unwrap()))
+        .unwrap();
+    let address = listener.local_addr().unwrap();
+    let bounded = Bounded::with_limits(listener, 2, Duration::from_millis(200));
+    runtime.spawn(async move { axum::serve(bounded, routes::router(state)).await });
+
+    // Both places are taken by peers that begin a request and never finish it.
+    let mut slow: Vec<TcpStream> = (0..2)
+        .map(|_| {
+            let mut stream = TcpStream::connect(address).unwrap();
+            stream.write_all(b"GET /livez HT").unwrap();
+            stream
+        })
+        .collect();
+
+    assert_eq!(ask(address, "/livez").unwrap().code, 200);
+    for stream in &mut slow {
+        // Ended by the server: the end of the stream, or a reset.
+        let mut rest = Vec::new();
+        let _ = stream.read_to_end(&mut rest);
+        assert!(!rest.starts_with(b"HTTP/1.1 200"), "{rest:?}");
+    }
+}
+
+#[test]
+fn address_in_use_names_the_setting() {
+    let server = Server::start(good());
+    let error = server.runtime.block_on(bind(server.address)).unwrap_err();
+    let text = error.to_string();
+    assert!(
+        text.contains("HEALTH_CHECK_ADDR") && text.contains(&server.address.to_string()),
+        "{text}"
+    );
+}
+
+#[test]
+fn server_ends_when_asked_also_with_an_idle_connection() {
+    let server = Server::start(good());
+    let _idle = TcpStream::connect(server.address).unwrap();
+    server.stop.send(()).unwrap();
+    let ended = server.runtime.block_on(async {
+        tokio::time::timeout(LINGER + Duration::from_secs(20), server.ended).await
+    });
+    ended.unwrap().unwrap().unwrap();
+}
+
+fn check(
+    server: &Server,
+    arguments: HealthcheckArgs,
+    variables: &[(&str, &str)],
+) -> (ExitStatus, String) {
+    let address = server.address.to_string();
+    let env: FixedEnv = [("HEALTH_CHECK_ADDR", address.as_str())]
+        .iter()
+        .chain(variables)
+        .copied()
+        .collect();
+    let mut out = Vec::new();
+    let status = healthcheck(&arguments, &Settings::default(), &env, &mut out).unwrap();
+    (status, String::from_utf8(out).unwrap())
+}
+
+fn healthcheck_args(check: &[crate::config::Probe], addr: Option<&str>) -> HealthcheckArgs {
+    HealthcheckArgs {
+        check: check.to_vec(),
+        addr: addr.map(str::to_owned),
+    }
+}
+
+#[test]
+fn healthcheck_asks_for_live_and_started_at_the_configured_port() {
+    let server = Server::start(good());
+    assert_ne!(server.address.port(), 8080);
+    server.change(|status| status.portal.state = PortalState::Waiting);
+
+    let (status, text) = check(&server, healthcheck_args(&[], None), &[]);
+
+    assert_eq!(status, ExitStatus::Ok, "a portal outage is not unhealthy");
+    assert_eq!(text, "live: ok\nstarted: ok\n");
+}
+
+#[test]
+fn healthcheck_prints_the_checks_that_fail() {
+    use crate::config::Probe;
+    let server = Server::start(good());
+    server.change(|status| {
+        status.portal.state = PortalState::Blocked;
+        status.device.up = false;
+    });
+
+    let (status, text) = check(
+        &server,
+        healthcheck_args(&[Probe::Live, Probe::Ready], None),
+        &[],
+    );
+
+    assert_eq!(status, ExitStatus::Failure);
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines.len(), 4, "{text}");
+    assert_eq!(lines[..2], ["live: ok", "ready: failed"]);
+    assert!(
+        lines[2].starts_with("  [-]portal not joined: blocked"),
+        "{text}"
+    );
+    assert!(lines[3].starts_with("  [-]device not up yet"), "{text}");
+}
+
+#[test]
+fn healthcheck_takes_another_address_also_by_name() {
+    let server = Server::start(good());
+    let elsewhere = format!("localhost:{}", server.address.port());
+    // `localhost` may be ::1 first on some machines; the server listens on IPv4 only.
+    for address in [
+        server.address.to_string(),
+        elsewhere.replace("localhost", "127.0.0.1"),
+    ] {
+        let (status, text) = check(
+            &server,
+            healthcheck_args(&[], Some(&address)),
+            &[("HEALTH_CHECK_ADDR", "127.0.0.1:1")],
+        );
+        assert_eq!(status, ExitStatus::Ok, "{text}");
+    }
+    let (status, text) = check(&server, healthcheck_args(&[], Some("nonsense")), &[]);
+    assert_eq!(status, ExitStatus::Failure);
+    assert!(text.contains("--addr"), "{text}");
+}
+
+#[test]
+fn healthcheck_without_a_server_says_where_it_looked() {
+    let closed = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let env: FixedEnv = [("HEALTH_CHECK_ADDR", format!("0.0.0.0:{}", closed.port()))]
+        .into_iter()
+        .collect();
+    let mut out = Vec::new();
+
+    let status = healthcheck(
+        &healthcheck_args(&[], None),
+        &Settings::default(),
+        &env,
+        &mut out,
+    )
+    .unwrap();
+
+    assert_eq!(status, ExitStatus::Failure);
+    let text = String::from_utf8(out).unwrap();
+    assert!(
+        text.contains(&format!("127.0.0.1:{}", closed.port())),
+        "{text}"
+    );
+    assert!(text.contains("Is the gateway running"), "{text}");
+}
+
+#[test]
+fn healthcheck_of_a_server_that_hangs_ends_in_time() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let begin = Instant::now();
+    let error = ask(silent.local_addr().unwrap(), "/livez").unwrap_err();
+    assert!(
+        begin.elapsed() < Duration::from_secs(8),
+        "{:?}",
+        begin.elapsed()
+    );
+    assert!(error.to_string().contains("timed out"), "{error}");
+}
+
+#[test]
+fn healthcheck_with_the_server_switched_off_fails_only_if_asked_for_a_check() {
+    let server = Server::start(good());
+    let off = [("HEALTH_CHECK_ADDR", "off")];
+    assert_eq!(
+        check(&server, healthcheck_args(&[], None), &off).0,
+        ExitStatus::Ok
+    );
+    let (status, text) = check(
+        &server,
+        healthcheck_args(&[crate::config::Probe::Ready], None),
+        &off,
+    );
+    assert_eq!(status, ExitStatus::Failure);
+    assert!(text.contains("HEALTH_CHECK_ADDR"), "{text}");
+}
+
+fn ask_status(address: SocketAddr, json: bool) -> (ExitStatus, String, String) {
+    let arguments = StatusArgs {
+        json,
+        addr: Some(address.to_string()),
+    };
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let exit = status(
+        &arguments,
+        &Settings::default(),
+        &FixedEnv::default(),
+        false,
+        &mut out,
+        &mut err,
+    )
+    .unwrap();
+    (
+        exit,
+        String::from_utf8(out).unwrap(),
+        String::from_utf8(err).unwrap(),
+    )
+}
+
+#[test]
+fn status_command_prints_table_or_document() {
+    let server = Server::start(good());
+
+    let (exit, table, _) = ask_status(server.address, false);
+    assert_eq!(exit, ExitStatus::Ok);
+    assert!(
+        table.starts_with("edge-7  firezone-gateway 1.6.0, up "),
+        "{table}"
+    );
+    assert!(table.contains("joined for"), "{table}");
+
+    let (exit, json, _) = ask_status(server.address, true);
+    assert_eq!(exit, ExitStatus::Ok);
+    assert_eq!(
+        serde_json::from_str::<Status>(&json).unwrap().name,
+        "edge-7"
+    );
+}
+
+#[test]
+fn status_command_without_a_server_explains_on_stderr() {
+    let closed = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let (exit, out, err) = ask_status(closed, false);
+    assert_eq!(exit, ExitStatus::Failure);
+    assert_eq!(out, "");
+    assert!(
+        err.contains(&closed.to_string()) && err.contains("HEALTH_CHECK_ADDR"),
+        "{err}"
+    );
+}

@@ -1,0 +1,88 @@
+//! The program as operators start it.
+#![allow(clippy::unwrap_used)]
+
+use std::process::{Command, Output};
+
+const SECRET: &str = ".SFMyNTY.hunter2";
+
+fn gateway(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_firezone-gateway"))
+        .args(arguments)
+        .env_clear()
+        .envs(variables.iter().copied())
+        .output()
+        .unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+#[test]
+fn start_with_mistakes_lists_all_of_them_and_exits_2() {
+    let output = gateway(
+        &[],
+        &[
+            ("HEALTH_CHECK_ADDR", "nonsense"),
+            ("FIREZONE_UDP_PORT", "nonsense"),
+            ("FIREZONE_ID", "edge-7"),
+        ],
+    );
+    assert_eq!(output.status.code(), Some(2));
+    let stderr = text(&output.stderr);
+    for variable in ["FIREZONE_TOKEN", "HEALTH_CHECK_ADDR", "FIREZONE_UDP_PORT"] {
+        assert!(stderr.contains(&format!("\n  - {variable}: ")), "{stderr}");
+    }
+}
+
+#[test]
+fn check_config_exits_0_or_2_and_never_shows_the_token() {
+    let complete = [("FIREZONE_TOKEN", SECRET), ("FIREZONE_ID", "edge-7")];
+    let output = gateway(&["check-config", "--tun-name", "fz0"], &complete);
+    let stdout = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{stdout}");
+    assert!(
+        stdout.contains("fz0") && stdout.contains("[REDACTED]"),
+        "{stdout}"
+    );
+    assert!(!stdout.contains("hunter2") && output.stderr.is_empty());
+
+    let output = gateway(&["check-config", "--tun-name", "a/b"], &complete);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stdout).contains("--tun-name (FIREZONE_TUN_NAME)"));
+}
+
+#[test]
+fn help_never_shows_the_token() {
+    for flag in ["-h", "--help"] {
+        let output = gateway(&[flag], &[("FIREZONE_TOKEN", SECRET)]);
+        assert_eq!(output.status.code(), Some(0));
+        let stdout = text(&output.stdout);
+        assert!(stdout.contains("FIREZONE_TOKEN"), "{stdout}");
+        assert!(!stdout.contains("hunter2"), "{stdout}");
+    }
+}
+
+#[test]
+fn wrong_usage_exits_2() {
+    assert_eq!(gateway(&["--nonsense"], &[]).status.code(), Some(2));
+    assert_eq!(gateway(&["healthchek"], &[]).status.code(), Some(2));
+}
+
+#[test]
+fn healthcheck_and_status_without_a_gateway_exit_1_and_say_where_they_looked() {
+    let closed = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .to_string();
+    let variables = [("HEALTH_CHECK_ADDR", closed.as_str())];
+
+    let output = gateway(&["healthcheck"], &variables);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stdout).contains(&closed));
+
+    let output = gateway(&["status"], &variables);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains(&closed));
+}
