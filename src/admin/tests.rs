@@ -65,6 +65,7 @@ struct Server {
     status: watch::Sender<Arc<Status>>,
     liveness: Liveness,
     drain: Drain,
+    state: AdminState,
     stop: oneshot::Sender<()>,
     ended: tokio::task::JoinHandle<io::Result<()>>,
 }
@@ -85,7 +86,7 @@ impl Server {
             .unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
-        let ended = runtime.spawn(serve(listener, state, async {
+        let ended = runtime.spawn(serve(listener, state.clone(), async {
             let _ = stopped.await;
         }));
         Self {
@@ -94,6 +95,7 @@ impl Server {
             status,
             liveness,
             drain,
+            state,
             stop,
             ended,
         }
@@ -348,6 +350,23 @@ fn relay_that_is_replaced_does_not_flip_readiness_until_it_lasts() {
 
     sender.send_replace(Arc::new(good()));
     assert!(ready(1200));
+}
+
+#[test]
+fn changes_are_seen_also_while_nobody_asks() {
+    let server = Server::start(good());
+    let seen = |wanted: bool| {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while server.state.last_seen("portal") != Some(wanted) {
+            assert!(Instant::now() < deadline, "not seen");
+            std::thread::yield_now();
+        }
+    };
+    seen(true);
+    server.change(|status| status.portal.state = PortalState::Waiting);
+    seen(false);
+    server.change(|status| status.portal.state = PortalState::Joined);
+    seen(true);
 }
 
 #[test]
