@@ -16,7 +16,9 @@ use firezone_gateway::{
 };
 
 fn main() -> ExitCode {
-    let Cli { command, settings } = Cli::parse();
+    let Cli {
+        command, settings, ..
+    } = Cli::parse();
     let result = match command {
         None => run(&settings),
         Some(Command::Run { settings: given }) => run(&given.or(settings)),

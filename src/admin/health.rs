@@ -94,6 +94,11 @@ struct Seen {
 }
 
 impl Tracker {
+    #[cfg(test)]
+    pub(super) fn last(&self, name: &str) -> Option<bool> {
+        self.0.get(name).map(|seen| seen.ok)
+    }
+
     /// Turns what a check says now into its result. A check that was good is held to be good until
     /// it has been bad for `hold`; one that has never been good is not.
     fn settle(&mut self, name: &str, outcome: Outcome, hold: Duration, now: Moment) -> CheckResult {

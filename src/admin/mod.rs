@@ -95,15 +95,27 @@ impl AdminState {
         health::report(probe, &status, &self.liveness, &mut tracker, now)
     }
 
+    #[cfg(test)]
+    fn last_seen(&self, check: &str) -> Option<bool> {
+        self.tracker
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .last(check)
+    }
+
     /// Lets the checks see each published status also when nobody asks, so that their since-when
     /// and their hysteresis are right.
     async fn observe(mut self) {
-        while self.status.changed().await.is_ok() {
-            self.status.mark_unchanged();
-            self.report(Probe::Ready, Moment::now());
-            self.report(Probe::Started, Moment::now());
+        loop {
+            let now = Moment::now();
+            for probe in [Probe::Live, Probe::Started, Probe::Ready] {
+                self.report(probe, now);
+            }
+            if self.status.changed().await.is_err() {
+                // Nothing is published any more; what was last known can still be asked for.
+                return std::future::pending().await;
+            }
         }
-        std::future::pending().await
     }
 }
 

@@ -7,7 +7,7 @@
 
 use std::{convert::Infallible, fmt, str::FromStr};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 const PORTAL: &str = "Portal";
 const IDENTITY: &str = "Identity";
@@ -35,9 +35,13 @@ Exit status: 0 ended on request or check passed; 1 failed while running or check
     version,
     about,
     after_help = AFTER_HELP,
-    subcommand_negates_reqs = true
+    disable_help_flag = true
 )]
 pub struct Cli {
+    /// Print help.
+    // The short form would leave out the variables, which is what most look for.
+    #[arg(short, long, action = ArgAction::HelpLong)]
+    pub help: Option<bool>,
     /// What to do instead of running the gateway.
     #[command(subcommand)]
     pub command: Option<Command>,
@@ -154,29 +158,34 @@ impl FromStr for SecretArg {
 pub struct Settings {
     /// Token of the gateway, or the path of a file that holds it. Anything on a command line can be
     /// read by every user of the machine: prefer FIREZONE_TOKEN_FILE.
+    ///
     /// [env: FIREZONE_TOKEN]
     #[arg(value_name = "TOKEN", help_heading = PORTAL)]
     pub token: Option<SecretArg>,
 
     /// File that holds the token, such as /run/secrets/firezone_token. With systemd, the credential
     /// FIREZONE_TOKEN (LoadCredential=) is found by itself.
+    ///
     /// [env: FIREZONE_TOKEN_FILE]
     #[arg(long, value_name = "PATH", help_heading = PORTAL)]
     pub token_file: Option<String>,
 
     /// Address of the portal: wss:// (or ws:// for tests), without a path unless a proxy needs one.
+    ///
     /// [env: FIREZONE_API_URL] [default: wss://api.firezone.dev]
     #[arg(short = 'u', long, value_name = "URL", help_heading = PORTAL)]
     pub api_url: Option<String>,
 
     /// How long to keep trying when the portal cannot be reached, counted from the first failure of
     /// an outage; then the process ends with status 1. For example 15m, 24h, 30d.
+    ///
     /// [env: FIREZONE_MAX_PARTITION_TIME] [default: none, try for ever]
     #[arg(short = 'm', long, value_name = "DURATION", help_heading = PORTAL)]
     pub max_partition_time: Option<String>,
 
     /// End with status 77 when the portal refuses the token. Otherwise the gateway stays up without
     /// access for anyone, says so, and looks again now and then and when the token file changes.
+    ///
     /// [env: FIREZONE_EXIT_ON_AUTH_FAILURE] [default: false]
     #[arg(long, value_name = "BOOL", help_heading = PORTAL,
         num_args = 0..=1, require_equals = true, default_missing_value = "true")]
@@ -185,65 +194,77 @@ pub struct Settings {
     /// Lasting identity of this gateway at the portal. Needed when several replicas share one state
     /// directory or none. Default: the one stored in the state directory, else derived from
     /// /etc/machine-id, else made up and stored.
+    ///
     /// [env: FIREZONE_ID]
     #[arg(short = 'i', long, value_name = "ID", help_heading = IDENTITY)]
     pub firezone_id: Option<String>,
 
     /// Name to show in the portal. Default: the host's name.
+    ///
     /// [env: FIREZONE_NAME]
     #[arg(short = 'n', long, value_name = "NAME", help_heading = IDENTITY)]
     pub firezone_name: Option<String>,
 
     /// Directory for what must outlive the container (the identity). Mount a volume here.
+    ///
     /// [env: FIREZONE_STATE_DIR] [default: /var/lib/firezone]
     #[arg(long, value_name = "PATH", help_heading = IDENTITY)]
     pub state_dir: Option<String>,
 
     /// Where the admin server listens (/livez, /startupz, /readyz, /status); `off` for nowhere.
+    ///
     /// [env: HEALTH_CHECK_ADDR] [default: 0.0.0.0:8080]
     #[arg(long, value_name = "IP:PORT", help_heading = ADMIN)]
     pub health_check_addr: Option<String>,
 
     /// How log lines look: `human` or `json`.
+    ///
     /// [env: FIREZONE_LOG_FORMAT] [default: human]
     #[arg(long, value_name = "FORMAT", help_heading = LOGGING)]
     pub log_format: Option<String>,
 
     /// Which log lines to write: a level (error, warn, info, debug, trace), or directives such as
     /// info,firezone_gateway::portal=debug. Does not affect exported spans.
+    ///
     /// [env: RUST_LOG] [default: info]
     #[arg(long, value_name = "FILTER", help_heading = LOGGING)]
     pub log_filter: Option<String>,
 
     /// Accepted for compatibility. There is nothing to switch off: no data goes to the vendor.
+    ///
     /// [env: FIREZONE_NO_TELEMETRY]
     #[arg(long, value_name = "BOOL", help_heading = LOGGING,
         num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub no_telemetry: Option<String>,
 
     /// Name of the tunnel interface.
+    ///
     /// [env: FIREZONE_TUN_NAME] [default: tun-firezone]
     #[arg(long, value_name = "NAME", help_heading = DEVICE)]
     pub tun_name: Option<String>,
 
     /// UDP port for clients and relays. Open it in the firewall for direct connections. If it is
     /// taken, another one is used; 0 always lets the system choose.
+    ///
     /// [env: FIREZONE_UDP_PORT] [default: 52625]
     #[arg(long, value_name = "PORT", help_heading = DEVICE)]
     pub udp_port: Option<String>,
 
     /// Do not try to raise net.core.rmem_max and net.core.wmem_max.
+    ///
     /// [env: FIREZONE_NO_INC_BUF] [default: false]
     #[arg(long, value_name = "BOOL", help_heading = DEVICE,
         num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub no_inc_buf: Option<String>,
 
     /// Send buffer to ask for on each UDP socket, in bytes.
+    ///
     /// [env: FIREZONE_UDP_SEND_BUFFER_SIZE] [default: 2097152]
     #[arg(long, value_name = "BYTES", help_heading = DEVICE)]
     pub udp_send_buffer_size: Option<String>,
 
     /// Receive buffer to ask for on each UDP socket, in bytes.
+    ///
     /// [env: FIREZONE_UDP_RECV_BUFFER_SIZE] [default: 16777216]
     #[arg(long, value_name = "BYTES", help_heading = DEVICE)]
     pub udp_recv_buffer_size: Option<String>,
@@ -251,6 +272,7 @@ pub struct Settings {
     /// End with status 78 when the host lacks something (a capability, /dev/net/tun, forwarding).
     /// Otherwise the gateway stays up, not ready, and says which line of the compose file is
     /// missing.
+    ///
     /// [env: FIREZONE_STRICT] [default: false]
     #[arg(long, value_name = "BOOL", help_heading = BEHAVIOUR,
         num_args = 0..=1, require_equals = true, default_missing_value = "true")]

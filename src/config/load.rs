@@ -3,11 +3,9 @@
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use secrecy::SecretString;
-use tracing_subscriber::EnvFilter;
 use url::Url;
 use uuid::Uuid;
 
@@ -17,6 +15,7 @@ use super::{
     IdentitySource, LogFormat, Mistake, Notice, Settings, TokenSource, identity,
     mistake::shown,
     token::{self, NAME as TOKEN},
+    values::{self, Wrong, wrong},
 };
 use crate::telemetry::{self, TraceExport};
 
@@ -74,7 +73,7 @@ impl Host {
 /// One setting in force, for showing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SettingShown {
-    /// Environment variable of the setting.
+    /// Environment variable of the setting, or its flag if it has none.
     pub name: &'static str,
     /// Its value, redacted where it is a secret.
     pub value: String,
@@ -126,19 +125,6 @@ pub fn admin_address(settings: &Settings, env: &dyn Env) -> Result<Option<Socket
     }
 }
 
-/// What is wrong with a value, and what to set instead.
-struct Wrong {
-    problem: String,
-    fix: String,
-}
-
-fn wrong<T>(problem: impl Into<String>, fix: impl Into<String>) -> Result<T, Wrong> {
-    Err(Wrong {
-        problem: problem.into(),
-        fix: fix.into(),
-    })
-}
-
 /// A value as given, and by which flag if not by the variable.
 struct Given {
     value: String,
@@ -173,7 +159,7 @@ impl<'a> Loader<'a> {
             ("FIREZONE_API_URL", "--api-url"),
             cli.api_url.as_deref(),
             DEFAULT_API_URL,
-            api_url,
+            values::api_url,
             Url::to_string,
         );
         let token = self.token(cli);
@@ -181,7 +167,7 @@ impl<'a> Loader<'a> {
             ("FIREZONE_MAX_PARTITION_TIME", "--max-partition-time"),
             cli.max_partition_time.as_deref(),
             "none",
-            partition_time,
+            values::partition_time,
             |time| match time {
                 Some(time) => humantime::format_duration(*time).to_string(),
                 None => "none (try for ever)".to_owned(),
@@ -196,7 +182,7 @@ impl<'a> Loader<'a> {
             ("FIREZONE_STATE_DIR", "--state-dir"),
             cli.state_dir.as_deref(),
             DEFAULT_STATE_DIR,
-            absolute_path,
+            values::absolute_path,
             |path| path.display().to_string(),
         );
         let identity = self.identity(cli, state_dir.as_deref(), host);
@@ -208,14 +194,14 @@ impl<'a> Loader<'a> {
             ("FIREZONE_LOG_FORMAT", "--log-format"),
             cli.log_format.as_deref(),
             "human",
-            log_format,
+            values::log_format,
             LogFormat::to_string,
         );
         let log_filter = self.setting(
             ("RUST_LOG", "--log-filter"),
             cli.log_filter.as_deref(),
             telemetry::DEFAULT_FILTER,
-            log_filter,
+            values::log_filter,
             String::clone,
         );
         let export = self.export();
@@ -224,14 +210,14 @@ impl<'a> Loader<'a> {
             ("FIREZONE_TUN_NAME", "--tun-name"),
             cli.tun_name.as_deref(),
             DEFAULT_TUN_NAME,
-            interface_name,
+            values::interface_name,
             String::clone,
         );
         let udp_port = self.setting(
             ("FIREZONE_UDP_PORT", "--udp-port"),
             cli.udp_port.as_deref(),
             &DEFAULT_UDP_PORT.to_string(),
-            udp_port,
+            values::udp_port,
             u16::to_string,
         );
         let no_inc_buf = self.boolean(
@@ -242,17 +228,21 @@ impl<'a> Loader<'a> {
             ("FIREZONE_UDP_SEND_BUFFER_SIZE", "--udp-send-buffer-size"),
             cli.udp_send_buffer_size.as_deref(),
             &DEFAULT_UDP_SEND_BUFFER.to_string(),
-            buffer_size,
+            values::buffer_size,
             usize::to_string,
         );
         let udp_recv_buffer = self.setting(
             ("FIREZONE_UDP_RECV_BUFFER_SIZE", "--udp-recv-buffer-size"),
             cli.udp_recv_buffer_size.as_deref(),
             &DEFAULT_UDP_RECV_BUFFER.to_string(),
-            buffer_size,
+            values::buffer_size,
             usize::to_string,
         );
         let strict = self.boolean(("FIREZONE_STRICT", "--strict"), cli.strict.as_deref());
+
+        if cli.no_check {
+            self.show("--no-check", "true".to_owned(), "--no-check".to_owned());
+        }
 
         self.ignored(cli);
         self.unknown();
@@ -387,7 +377,7 @@ impl<'a> Loader<'a> {
             (HEALTH_CHECK_ADDR, "--health-check-addr"),
             cli.health_check_addr.as_deref(),
             DEFAULT_HEALTH_CHECK_ADDR,
-            listen_address,
+            values::listen_address,
             |address| match address {
                 Some(address) => address.to_string(),
                 None => "off".to_owned(),
@@ -581,7 +571,11 @@ impl<'a> Loader<'a> {
         {
             self.notice(setting, format!("no spans are exported: {why}"));
         }
-        self.show(setting, value, "environment".to_owned());
+        let source = match self.env.var_lossy(setting) {
+            Some(_) => "environment",
+            None => "default",
+        };
+        self.show(setting, value, source.to_owned());
         export
     }
 
@@ -683,141 +677,4 @@ fn is_service_link(name: &str) -> bool {
         || name.contains("_SERVICE_PORT")
         || name.ends_with("_PORT")
         || name.contains("_PORT_")
-}
-
-fn api_url(text: &str) -> Result<Url, Wrong> {
-    const FIX: &str = "Set it to the portal's address, such as wss://api.firezone.dev.";
-    let mut url = match Url::parse(text) {
-        Ok(url) => url,
-        Err(error) => return wrong(format!("{} is not a URL ({error})", shown(text)), FIX),
-    };
-    if !matches!(url.scheme(), "ws" | "wss" | "http" | "https") {
-        return wrong(
-            format!("the scheme {} is not possible", shown(url.scheme())),
-            FIX,
-        );
-    }
-    if !url.username().is_empty() || url.password().is_some() {
-        return wrong("a user or password in the URL is never sent", FIX);
-    }
-    // Discarded when connecting as well (portal-channel spec §1.1).
-    url.set_query(None);
-    url.set_fragment(None);
-    Ok(url)
-}
-
-fn partition_time(text: &str) -> Result<Option<Duration>, Wrong> {
-    const FIX: &str = "Set it to a time with a unit, such as 15m, 24h or 30d, or to none.";
-    if matches!(text.to_ascii_lowercase().as_str(), "none" | "off") {
-        return Ok(None);
-    }
-    match humantime::parse_duration(text) {
-        Ok(Duration::ZERO) => wrong(
-            "with no time at all, the first failure would be the end",
-            FIX,
-        ),
-        Ok(time) => Ok(Some(time)),
-        Err(error) => wrong(format!("{} is not a duration ({error})", shown(text)), FIX),
-    }
-}
-
-fn absolute_path(text: &str) -> Result<PathBuf, Wrong> {
-    let path = PathBuf::from(text);
-    if path.is_absolute() {
-        Ok(path)
-    } else {
-        wrong(
-            format!("{} is not an absolute path", shown(text)),
-            "Set it to a directory such as /var/lib/firezone.",
-        )
-    }
-}
-
-fn listen_address(text: &str) -> Result<Option<SocketAddr>, Wrong> {
-    const FIX: &str = "Set it to an IP address and a port, such as 0.0.0.0:8080, [::]:8080 or \
-                       127.0.0.1:8080, or to off.";
-    if text.eq_ignore_ascii_case("off") {
-        return Ok(None);
-    }
-    match text.parse::<SocketAddr>() {
-        Ok(address) if address.port() == 0 => wrong("nobody would find port 0", FIX),
-        Ok(address) => Ok(Some(address)),
-        Err(_) => wrong(
-            format!("{} is not an IP address with a port", shown(text)),
-            FIX,
-        ),
-    }
-}
-
-fn log_format(text: &str) -> Result<LogFormat, Wrong> {
-    match text.to_ascii_lowercase().as_str() {
-        "human" => Ok(LogFormat::Human),
-        "json" => Ok(LogFormat::Json),
-        _ => wrong(
-            format!("{} is not a log format", shown(text)),
-            "Set it to human or json.",
-        ),
-    }
-}
-
-fn log_filter(text: &str) -> Result<String, Wrong> {
-    match EnvFilter::builder().parse(text) {
-        Ok(_) => Ok(text.to_owned()),
-        Err(error) => wrong(
-            format!("{} is not a log filter ({error})", shown(text)),
-            "Set it to a level such as info, or to directives such as \
-             info,firezone_gateway=debug.",
-        ),
-    }
-}
-
-/// Interface names hold at most 15 bytes (IFNAMSIZ less the terminator), no slash, no white space.
-fn interface_name(text: &str) -> Result<String, Wrong> {
-    let possible = !text.is_empty()
-        && text.len() <= 15
-        && !matches!(text, "." | "..")
-        && text
-            .bytes()
-            .all(|b| b.is_ascii_graphic() && !matches!(b, b'/' | b':' | b'%'));
-    if possible {
-        Ok(text.to_owned())
-    } else {
-        wrong(
-            format!("{} cannot be the name of an interface", shown(text)),
-            "Set it to at most 15 letters, digits, - or _, such as tun-firezone.",
-        )
-    }
-}
-
-fn udp_port(text: &str) -> Result<u16, Wrong> {
-    if text.contains("://") {
-        return wrong(
-            format!(
-                "{} looks like the address of a Kubernetes service called firezone-udp",
-                shown(text)
-            ),
-            "Set `enableServiceLinks: false` in the pod's specification, or set the variable to a \
-             port.",
-        );
-    }
-    match text.parse() {
-        Ok(port) => Ok(port),
-        Err(_) => wrong(
-            format!("{} is not a port", shown(text)),
-            "Set it to a number up to 65535, such as 52625, or to 0 for any free port.",
-        ),
-    }
-}
-
-/// The kernel takes socket buffer sizes as a signed 32-bit number and doubles them.
-fn buffer_size(text: &str) -> Result<usize, Wrong> {
-    const SMALLEST: usize = 64 * 1024;
-    const LARGEST: usize = 1024 * 1024 * 1024;
-    match text.parse() {
-        Ok(size) if (SMALLEST..=LARGEST).contains(&size) => Ok(size),
-        _ => wrong(
-            format!("{} is not a buffer size", shown(text)),
-            "Set it to a number of bytes from 65536 to 1073741824, such as 16777216.",
-        ),
-    }
 }

@@ -9,6 +9,7 @@ mod load;
 mod mistake;
 mod report;
 mod token;
+mod values;
 
 #[cfg(test)]
 mod tests;

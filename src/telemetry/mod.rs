@@ -13,6 +13,7 @@ mod tests;
 
 use std::{
     io::{self, IsTerminal as _},
+    panic,
     sync::mpsc,
     thread,
     time::{Duration, Instant},
@@ -40,6 +41,9 @@ use crate::config::LogFormat;
 
 /// Which log lines are written unless `RUST_LOG` says otherwise.
 pub const DEFAULT_FILTER: &str = "info";
+
+/// How long to wait for the last log lines when nobody said how long.
+const LAST_LINES: Duration = Duration::from_millis(500);
 
 /// Spans of these targets are exported, whatever `RUST_LOG` says.
 const EXPORTED_TARGET: &str = "firezone_gateway";
@@ -72,7 +76,7 @@ pub enum InitError {
 }
 
 /// Keeps logging and export alive. Call [`shutdown`](Self::shutdown) last.
-#[must_use = "log lines and spans are lost when it is dropped without `shutdown`"]
+#[must_use = "spans are lost when it is dropped without `shutdown`"]
 #[derive(Debug)]
 pub struct Guard {
     logs: LogQueue,
@@ -93,10 +97,22 @@ pub fn init(options: &Options) -> Result<Guard, InitError> {
     if let Some(provider) = &guard.provider {
         global::set_tracer_provider(provider.clone());
     }
+    log_panics(guard.logs.clone());
     if let Some(error) = problem {
         tracing::warn!(%error, "no spans are exported: the OTLP exporter cannot be built");
     }
     Ok(guard)
+}
+
+/// A panic ends the process at once, with whatever waits in the queue. It is logged like anything
+/// else, and the queue is written out before the process goes.
+fn log_panics(logs: LogQueue) {
+    let usual = panic::take_hook();
+    panic::set_hook(Box::new(move |panic| {
+        tracing::error!(thread = thread::current().name(), "{panic}");
+        logs.flush(LAST_LINES);
+        usual(panic);
+    }));
 }
 
 /// Everything but the global part, so that tests can have several in one process.
@@ -145,14 +161,22 @@ impl Guard {
 
     /// Sends the last spans and writes the last log lines, within about `limit`. Returns whether
     /// all of it was done in time. Blocks; do not call it on a thread that drives tasks.
-    pub fn shutdown(self, limit: Duration) -> bool {
+    pub fn shutdown(mut self, limit: Duration) -> bool {
         let deadline = Instant::now() + limit;
         let exported = self
             .provider
+            .take()
             .is_none_or(|provider| shut_down(provider, limit));
         // The log lines that this very shutdown caused should still come out.
         let left = deadline.saturating_duration_since(Instant::now());
         self.logs.flush(left.max(Duration::from_millis(100))) && exported
+    }
+}
+
+impl Drop for Guard {
+    /// Log lines are worth a moment also where an error cut the shutdown short.
+    fn drop(&mut self) {
+        self.logs.flush(LAST_LINES);
     }
 }
 

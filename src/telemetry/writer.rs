@@ -24,7 +24,7 @@ enum Item {
 }
 
 /// The end that is kept for flushing.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct LogQueue {
     queue: SyncSender<Item>,
 }

@@ -1,0 +1,164 @@
+//! Single values as text, judged.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use tracing_subscriber::EnvFilter;
+use url::Url;
+
+use super::{LogFormat, mistake::shown};
+
+/// What is wrong with a value, and what to set instead.
+pub(super) struct Wrong {
+    pub(super) problem: String,
+    pub(super) fix: String,
+}
+
+pub(super) fn wrong<T>(problem: impl Into<String>, fix: impl Into<String>) -> Result<T, Wrong> {
+    Err(Wrong {
+        problem: problem.into(),
+        fix: fix.into(),
+    })
+}
+
+/// Base URL of the portal, without what is never sent (portal-channel spec §1.1).
+pub(super) fn api_url(text: &str) -> Result<Url, Wrong> {
+    const FIX: &str = "Set it to the portal's address, such as wss://api.firezone.dev.";
+    let mut url = match Url::parse(text) {
+        Ok(url) => url,
+        Err(error) => return wrong(format!("{} is not a URL ({error})", shown(text)), FIX),
+    };
+    if !matches!(url.scheme(), "ws" | "wss" | "http" | "https") {
+        return wrong(
+            format!("the scheme {} is not possible", shown(url.scheme())),
+            FIX,
+        );
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return wrong("a user or password in the URL is never sent", FIX);
+    }
+    url.set_query(None);
+    url.set_fragment(None);
+    Ok(url)
+}
+
+/// Budget of an outage; `none` is no limit.
+pub(super) fn partition_time(text: &str) -> Result<Option<Duration>, Wrong> {
+    const FIX: &str = "Set it to a time with a unit, such as 15m, 24h or 30d, or to none.";
+    if matches!(text.to_ascii_lowercase().as_str(), "none" | "off") {
+        return Ok(None);
+    }
+    match humantime::parse_duration(text) {
+        Ok(Duration::ZERO) => wrong(
+            "with no time at all, the first failure would be the end",
+            FIX,
+        ),
+        Ok(time) => Ok(Some(time)),
+        Err(error) => wrong(format!("{} is not a duration ({error})", shown(text)), FIX),
+    }
+}
+
+/// A directory that does not depend on where the process was started.
+pub(super) fn absolute_path(text: &str) -> Result<PathBuf, Wrong> {
+    let path = PathBuf::from(text);
+    if path.is_absolute() {
+        Ok(path)
+    } else {
+        wrong(
+            format!("{} is not an absolute path", shown(text)),
+            "Set it to a directory such as /var/lib/firezone.",
+        )
+    }
+}
+
+/// Where to listen; `off` is nowhere.
+pub(super) fn listen_address(text: &str) -> Result<Option<SocketAddr>, Wrong> {
+    const FIX: &str = "Set it to an IP address and a port, such as 0.0.0.0:8080, [::]:8080 or \
+                       127.0.0.1:8080, or to off.";
+    if text.eq_ignore_ascii_case("off") {
+        return Ok(None);
+    }
+    match text.parse::<SocketAddr>() {
+        Ok(address) if address.port() == 0 => wrong("nobody would find port 0", FIX),
+        Ok(address) => Ok(Some(address)),
+        Err(_) => wrong(
+            format!("{} is not an IP address with a port", shown(text)),
+            FIX,
+        ),
+    }
+}
+
+/// How log lines look.
+pub(super) fn log_format(text: &str) -> Result<LogFormat, Wrong> {
+    match text.to_ascii_lowercase().as_str() {
+        "human" => Ok(LogFormat::Human),
+        "json" => Ok(LogFormat::Json),
+        _ => wrong(
+            format!("{} is not a log format", shown(text)),
+            "Set it to human or json.",
+        ),
+    }
+}
+
+/// A filter in the syntax of `RUST_LOG`.
+pub(super) fn log_filter(text: &str) -> Result<String, Wrong> {
+    match EnvFilter::builder().parse(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => wrong(
+            format!("{} is not a log filter ({error})", shown(text)),
+            "Set it to a level such as info, or to directives such as \
+             info,firezone_gateway=debug.",
+        ),
+    }
+}
+
+/// Interface names hold at most 15 bytes (IFNAMSIZ less the terminator), no slash, no white space.
+pub(super) fn interface_name(text: &str) -> Result<String, Wrong> {
+    let possible = !text.is_empty()
+        && text.len() <= 15
+        && !matches!(text, "." | "..")
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_graphic() && !matches!(b, b'/' | b':' | b'%'));
+    if possible {
+        Ok(text.to_owned())
+    } else {
+        wrong(
+            format!("{} cannot be the name of an interface", shown(text)),
+            "Set it to at most 15 letters, digits, - or _, such as tun-firezone.",
+        )
+    }
+}
+
+/// A port; 0 is any.
+pub(super) fn udp_port(text: &str) -> Result<u16, Wrong> {
+    if text.contains("://") {
+        return wrong(
+            format!(
+                "{} looks like the address of a Kubernetes service called firezone-udp",
+                shown(text)
+            ),
+            "Set `enableServiceLinks: false` in the pod's specification, or set the variable to a \
+             port.",
+        );
+    }
+    match text.parse() {
+        Ok(port) => Ok(port),
+        Err(_) => wrong(
+            format!("{} is not a port", shown(text)),
+            "Set it to a number up to 65535, such as 52625, or to 0 for any free port.",
+        ),
+    }
+}
+
+/// The kernel takes socket buffer sizes as a signed 32-bit number and doubles them.
+pub(super) fn buffer_size(text: &str) -> Result<usize, Wrong> {
+    const SMALLEST: usize = 64 * 1024;
+    const LARGEST: usize = 1024 * 1024 * 1024;
+    match text.parse() {
+        Ok(size) if (SMALLEST..=LARGEST).contains(&size) => Ok(size),
+        _ => wrong(
+            format!("{} is not a buffer size", shown(text)),
+            "Set it to a number of bytes from 65536 to 1073741824, such as 16777216.",
+        ),
+    }
+}
