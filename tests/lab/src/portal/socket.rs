@@ -52,6 +52,7 @@ impl Connection<'_> {
                 // `Err` cannot happen: the state that owns the sender outlives its connections.
                 _ = faults.changed() => {}
                 () = sleep_until(idle_at) => {
+                    self.shared.with(|core, _| core.offline(self.id));
                     if !blackhole {
                         self.close(1000, "").await;
                     }
@@ -85,6 +86,7 @@ impl Connection<'_> {
                         // Serializer v1 has no binary frames; ping and pong are answered below us.
                         Some(Ok(Message::Binary(_) | Message::Ping(_) | Message::Pong(_))) => {}
                         Some(Ok(Message::Close(frame))) => {
+                            self.shared.with(|core, _| core.offline(self.id));
                             self.finish().await;
                             let (code, reason) = frame
                                 .map(|f| (Some(f.code), f.reason.to_string()))

@@ -245,6 +245,14 @@ impl Core {
         id
     }
 
+    /// Takes a peer offline while the closing handshake of its connection is still going on, so
+    /// that it may connect again at once.
+    pub fn offline(&mut self, id: ConnId) {
+        if let Some(conn) = self.conns.get_mut(&id) {
+            conn.joined = false;
+        }
+    }
+
     /// Forgets a connection that has ended.
     pub fn closed(&mut self, now: Now, id: ConnId, ending: Ending) {
         let Some(conn) = self.conns.remove(&id) else {
