@@ -53,8 +53,9 @@ pub(super) const CHANNEL_BIND: u16 = 0x009;
 /// Where servers differ (data-path spec §3.6, §3.7).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Style {
-    /// Never signs 401 and 438; refuses REQUESTED-TRANSPORT in REFRESH; a repeated ALLOCATE with
-    /// the same transaction id gets the same answer.
+    /// Never signs 401 and 438. A repeated ALLOCATE with the same transaction id gets the same
+    /// answer; another one gets an unsigned 437, before any authentication. A deleted allocation
+    /// lingers for a second. (The last two as measured with 4.6.1.)
     Coturn,
     /// Signs every error whose request carried a USERNAME; one allocation per user name; a
     /// repeated ALLOCATE gets 437.
@@ -152,8 +153,11 @@ impl TurnServer {
         self.nonce += 1;
     }
 
-    pub(super) fn allocations(&self) -> usize {
-        self.allocations.len()
+    pub(super) fn allocations(&self, now: Instant) -> usize {
+        self.allocations
+            .values()
+            .filter(|a| now < a.expires_at)
+            .count()
     }
 
     pub(super) fn channels(&self) -> Vec<(u16, SocketAddr)> {
@@ -183,7 +187,7 @@ impl TurnServer {
     }
 
     /// A datagram from `peer` to one of the relayed addresses; answers what goes to which client.
-    pub(super) fn from_peer(
+    pub(super) fn packet_from(
         &self,
         now: Instant,
         peer: SocketAddr,
@@ -244,6 +248,7 @@ impl TurnServer {
         let sign = match answer {
             0 => method != BINDING && self.signs_success,
             401 | 438 => self.style == Style::Stock && named,
+            437 if method == ALLOCATE && self.style == Style::Coturn => false,
             _ => named && self.signs_errors,
         };
         if sign {
@@ -276,6 +281,13 @@ impl TurnServer {
             let mut response = success(request);
             response.add_attribute(XorMappedAddress::new(client));
             return response;
+        }
+        let busy = self.allocations.get(&client);
+        if self.style == Style::Coturn
+            && method == ALLOCATE
+            && busy.is_some_and(|a| a.transaction != request.transaction_id())
+        {
+            return error(request, 437);
         }
         if let Err(code) = self.authenticate(request) {
             let mut response = error(request, code);
@@ -417,7 +429,9 @@ impl TurnServer {
         if allocation.username != username {
             return Err(441);
         }
-        if wanted == 0 {
+        if wanted == 0 && self.style == Style::Coturn {
+            allocation.expires_at = now + Duration::from_secs(1);
+        } else if wanted == 0 {
             self.allocations.remove(&client);
         } else {
             allocation.expires_at = now + Duration::from_secs(wanted);
@@ -632,6 +646,11 @@ impl<M: Machine> World<M> {
             }
         }
         self.now = end;
+    }
+
+    /// Live allocations of a server.
+    pub(super) fn allocations(&self, server: usize) -> usize {
+        self.servers[server].allocations(self.now)
     }
 
     pub(super) fn run_secs(&mut self, seconds: u64) {

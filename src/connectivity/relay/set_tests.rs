@@ -222,7 +222,7 @@ fn new_credentials_replace_the_allocation_without_a_mismatch() {
     assert!(!events.contains(&RelaySetEvent::LastRelayLost));
     let answers: Vec<_> = world.servers[0].seen.iter().map(|s| s.answer).collect();
     assert!(!answers.contains(&437), "{answers:?}");
-    assert_eq!(world.servers[0].allocations(), 1);
+    assert_eq!(world.allocations(0), 1);
 }
 
 #[test]
@@ -235,8 +235,8 @@ fn relay_with_a_new_address_is_released_at_the_old_one() {
     };
     world.machine.upsert(world.now, &[moved]);
     world.run_secs(1);
-    assert_eq!(world.servers[0].allocations(), 0);
-    assert_eq!(world.servers[1].allocations(), 1);
+    assert_eq!(world.allocations(0), 0);
+    assert_eq!(world.allocations(1), 1);
     assert!(world.machine.recently_removed(socket(1)));
     assert!(!world.machine.owns(socket(1)));
 }
@@ -253,7 +253,7 @@ fn relay_that_comes_back_under_another_id_takes_over_its_socket() {
     world.run_secs(2);
     assert!(world.machine.is_usable(id(9)));
     assert!(!world.machine.is_usable(id(1)));
-    assert_eq!(world.servers[0].allocations(), 1);
+    assert_eq!(world.allocations(0), 1);
     assert!(!world.machine.recently_removed(socket(1)));
     world.run_secs(700);
     assert!(world.machine.is_usable(id(9)), "no late release deleted it");
@@ -289,7 +289,7 @@ fn withdrawn_relay_serves_until_another_took_over() {
 
     world.run_secs(2);
     assert_eq!(events(&mut world), [invalidated(1, old)], "then break");
-    assert_eq!(world.servers[0].allocations(), 0, "released");
+    assert_eq!(world.allocations(0), 0, "released");
     assert_eq!(world.machine.channel_to(world.now, id(1), peer(1)), None);
     assert!(world.machine.recently_removed(socket(1)));
 }
@@ -343,10 +343,10 @@ fn last_relay_that_is_withdrawn_is_told_at_once_and_serves_half_a_minute() {
     );
     world.run_secs(29);
     assert_eq!(events(&mut world), []);
-    assert_eq!(world.servers[0].allocations(), 1);
+    assert_eq!(world.allocations(0), 1);
     world.run_secs(2);
     assert_eq!(events(&mut world), [invalidated(1, old)]);
-    assert_eq!(world.servers[0].allocations(), 0);
+    assert_eq!(world.allocations(0), 0);
 }
 
 #[test]
@@ -355,9 +355,9 @@ fn withdrawn_last_relay_leaves_once_its_replacement_works() {
     world.servers.push(server(2));
     presence(&mut world, &[1], &[entry(2)]);
     world.run_secs(4);
-    assert_eq!(world.servers[0].allocations(), 1);
+    assert_eq!(world.allocations(0), 1);
     world.run_secs(2);
-    assert_eq!(world.servers[0].allocations(), 0);
+    assert_eq!(world.allocations(0), 0);
     assert!(!events(&mut world).contains(&RelaySetEvent::LastRelayLost));
 }
 
@@ -457,7 +457,7 @@ fn channel_data_is_unwrapped_and_the_rest_is_told_apart() {
     world.machine.bind_channel(world.now, id(1), peer(1));
     world.run_secs(1);
     let now = world.now;
-    let (_, datagram) = world.servers[0].from_peer(now, peer(1), b"ping").unwrap();
+    let (_, datagram) = world.servers[0].packet_from(now, peer(1), b"ping").unwrap();
     let local = addr(LOCAL_V4);
     let set = &mut world.machine;
     let relayed = addr("192.0.2.1:49152");
@@ -508,7 +508,7 @@ fn late_packets_of_a_removed_relay_are_swallowed() {
     world.machine.release_all(world.now);
     world.run_secs(1);
     assert!(world.machine.is_released());
-    assert_eq!(world.servers[0].allocations(), 0);
+    assert_eq!(world.allocations(0), 0);
     let now = world.now;
     for late in [&datagram, &stun] {
         assert_eq!(
@@ -559,7 +559,7 @@ fn release_of_all_relays_invalidates_and_frees_them() {
     assert!(!world.machine.is_released());
     world.run_secs(1);
     assert!(world.machine.is_released());
-    assert!(world.servers.iter().all(|s| s.allocations() == 0));
+    assert!(world.servers.iter().all(|s| s.allocations(world.now) == 0));
 }
 
 /// How often each relay is chosen when their one-way delays are these, in milliseconds.
@@ -665,7 +665,7 @@ proptest! {
         world.machine.release_all(world.now);
         world.run_secs(10);
         prop_assert!(world.machine.is_released());
-        prop_assert!(world.servers.iter().all(|s| s.allocations() == 0));
+        prop_assert!(world.servers.iter().all(|s| s.allocations(world.now) == 0));
     }
 
     #[test]
