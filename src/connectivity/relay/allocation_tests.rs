@@ -210,6 +210,19 @@ fn allocation_is_refreshed_at_half_its_lifetime_with_nothing_extra() {
 }
 
 #[test]
+fn refresh_that_fails_once_is_repeated_and_leaves_no_error_behind() {
+    let mut world = allocated(Style::Coturn);
+    world.servers[0].errors.push_back((REFRESH, 500));
+    world.run_secs(301);
+    let error = world.machine.status(world.now, 0.0).last_error;
+    assert_eq!(error.as_deref(), Some("the relay answers with error 500"));
+    assert!(world.machine.is_allocated());
+    world.run_secs(20);
+    assert_eq!(world.machine.status(world.now, 0.0).last_error, None);
+    assert_eq!(losses(&mut world), []);
+}
+
+#[test]
 fn short_lifetime_is_honoured_without_a_flood() {
     let mut server = dual_stack(Style::Coturn);
     server.lifetime = 10;
@@ -557,6 +570,34 @@ fn unsigned_success_is_not_believed() {
     world.run_secs(60);
     assert!(!world.machine.is_allocated());
     assert_eq!(losses(&mut world), [RelayError::NoResponse]);
+}
+
+#[test]
+fn success_under_another_key_is_not_believed() {
+    let mut server = dual_stack(Style::Coturn);
+    server.forged_key = Some("guess".to_owned());
+    let mut world = world_with(server);
+    world.run_secs(60);
+    assert!(!world.machine.is_allocated());
+}
+
+#[test]
+fn server_that_asks_for_no_credentials_is_not_believed() {
+    let mut server = dual_stack(Style::Coturn);
+    server.open = true;
+    let mut world = world_with(server);
+    world.run_secs(60);
+    assert!(!world.machine.is_allocated());
+    assert!(world.servers[0].count(ALLOCATE) < 40);
+}
+
+#[test]
+fn realm_that_changes_is_followed() {
+    let mut world = allocated(Style::Coturn);
+    world.servers[0].realm = "renamed.example".to_owned();
+    world.run_secs(700);
+    assert!(world.machine.is_allocated());
+    assert_eq!(losses(&mut world), []);
 }
 
 #[test]

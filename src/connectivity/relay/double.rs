@@ -107,6 +107,10 @@ pub(super) struct TurnServer {
     pub(super) signs_errors: bool,
     /// Whether success responses are signed.
     pub(super) signs_success: bool,
+    /// Signs with this password instead of the user's.
+    pub(super) forged_key: Option<String>,
+    /// Serves anybody without credentials.
+    pub(super) open: bool,
     pub(super) seen: Vec<Seen>,
     /// What reached peers: peer and payload.
     pub(super) forwarded: Vec<(SocketAddr, Vec<u8>)>,
@@ -134,6 +138,8 @@ impl TurnServer {
             errors: VecDeque::new(),
             signs_errors: true,
             signs_success: true,
+            forged_key: None,
+            open: false,
             seen: Vec::new(),
             forwarded: Vec::new(),
             allocations: HashMap::new(),
@@ -246,7 +252,7 @@ impl TurnServer {
         });
         let named = request.get_attribute::<Username>().is_some();
         let sign = match answer {
-            0 => method != BINDING && self.signs_success,
+            0 => named && self.signs_success,
             401 | 438 => self.style == Style::Stock && named,
             437 if method == ALLOCATE && self.style == Style::Coturn => false,
             _ => named && self.signs_errors,
@@ -254,7 +260,11 @@ impl TurnServer {
         if sign {
             let user = request.get_attribute::<Username>().unwrap();
             // The stock relay derives a password even for users that it does not let in.
-            let password = self.users.get(user.name()).map_or("derived", |p| p);
+            let password = self
+                .forged_key
+                .as_ref()
+                .or(self.users.get(user.name()))
+                .map_or("derived", |p| p);
             let realm = Realm::new(self.realm.clone()).unwrap();
             let integrity =
                 MessageIntegrity::new_long_term_credential(&response, user, &realm, password);
@@ -289,7 +299,9 @@ impl TurnServer {
         {
             return error(request, 437);
         }
-        if let Err(code) = self.authenticate(request) {
+        if !self.open
+            && let Err(code) = self.authenticate(request)
+        {
             let mut response = error(request, code);
             response.add_attribute(Realm::new(self.realm.clone()).unwrap());
             response.add_attribute(Nonce::new(self.nonce.to_string()).unwrap());
@@ -339,7 +351,9 @@ impl TurnServer {
         client: SocketAddr,
         request: &Message<Attr>,
     ) -> Result<Message<Attr>, u16> {
-        let username = request.get_attribute::<Username>().unwrap().name();
+        let username = request
+            .get_attribute::<Username>()
+            .map_or("", |user| user.name());
         let transport = request.get_attribute::<RequestedTransport>();
         let additional = request.get_attribute::<AdditionalAddressFamily>();
         let requested = request.get_attribute::<RequestedAddressFamily>();
@@ -421,7 +435,9 @@ impl TurnServer {
         if request.get_attribute::<AdditionalAddressFamily>().is_some() {
             return Err(443);
         }
-        let username = request.get_attribute::<Username>().unwrap().name();
+        let username = request
+            .get_attribute::<Username>()
+            .map_or("", |user| user.name());
         let wanted = request
             .get_attribute::<Lifetime>()
             .map_or(self.lifetime, |l| l.lifetime().as_secs().min(self.lifetime));

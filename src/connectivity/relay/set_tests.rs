@@ -9,7 +9,8 @@ use secrecy::SecretString;
 use uuid::Uuid;
 
 use super::double::{
-    ALLOCATE, LOCAL_V4, Machine, NAT_V4, PASSWORD, REFRESH, Style, TurnServer, USER, World,
+    ALLOCATE, Fate, LOCAL_V4, Machine, NAT_V4, PASSWORD, REFRESH, Style, TurnServer, USER, World,
+    method_of,
 };
 use super::{
     CandidateKind, Handled, RelayError, RelaySet, RelaySetEvent, RelayTimer, RelayTransmit,
@@ -260,6 +261,49 @@ fn relay_that_comes_back_under_another_id_takes_over_its_socket() {
 }
 
 #[test]
+fn farewell_to_a_socket_does_not_hit_its_next_allocation() {
+    let mut world = usable(1);
+    let mut farewells = 0;
+    world.filter = Box::new(move |to_server, datagram| {
+        // The answer to the first REFRESH gets lost, which invites a copy.
+        if !to_server && method_of(datagram) == Some(REFRESH) {
+            farewells += 1;
+            if farewells == 1 {
+                return Fate::Lose;
+            }
+        }
+        Fate::Deliver
+    });
+    let reborn = RelayEntry {
+        id: id(9),
+        ..entry(1)
+    };
+    presence(&mut world, &[], &[reborn]);
+    world.run_secs(20);
+    assert_eq!(world.allocations(0), 1);
+    assert_eq!(world.servers[0].count(REFRESH), 1);
+}
+
+#[test]
+fn farewell_that_gets_lost_is_repeated() {
+    let mut world = usable(1);
+    let mut farewells = 0;
+    world.filter = Box::new(move |to_server, datagram| {
+        if to_server && method_of(datagram) == Some(REFRESH) {
+            farewells += 1;
+            if farewells <= 2 {
+                return Fate::Lose;
+            }
+        }
+        Fate::Deliver
+    });
+    world.machine.release_all(world.now);
+    world.run_secs(5);
+    assert_eq!(world.allocations(0), 0);
+    assert!(world.machine.is_released());
+}
+
+#[test]
 fn withdrawn_relay_serves_until_another_took_over() {
     let mut world = usable(2);
     world.machine.bind_channel(world.now, id(1), peer(1));
@@ -272,6 +316,8 @@ fn withdrawn_relay_serves_until_another_took_over() {
         "make first"
     );
     assert!(!world.machine.is_usable(id(1)));
+    let offered = |c: super::Gathered| c.kind == CandidateKind::Relayed && c.relay == id(1);
+    assert!(!world.machine.local_candidates().any(offered));
     for _ in 0..50 {
         assert_eq!(world.machine.choose(), Some(id(2)));
     }
@@ -371,6 +417,7 @@ fn withdrawn_relay_that_is_dead_leaves_as_soon_as_that_shows() {
     events(&mut world);
     world.run_secs(9);
     assert_eq!(events(&mut world), [invalidated(1, old)]);
+    assert!(world.machine.statuses(world.now, 0.0).is_empty());
 }
 
 #[test]

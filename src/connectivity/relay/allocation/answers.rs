@@ -79,6 +79,7 @@ impl Allocation {
                     let (refresh_after, lifetime) = refresh_times(message.lifetime());
                     allocated.refresh_at = Some(now + refresh_after);
                     allocated.expires_at = now + lifetime;
+                    self.last_error = None;
                 }
             }
             Purpose::Clear => self.start_allocate(now),
@@ -159,11 +160,7 @@ impl Allocation {
             (Purpose::Allocate(Families::Default), 440) => {
                 self.send_to_active(now, Purpose::Allocate(Families::V6));
             }
-            (Purpose::Refresh, 437) => self.reallocate(now),
-            (Purpose::ChannelBind { peer, .. }, 437) => {
-                self.queue(peer);
-                self.reallocate(now);
-            }
+            (Purpose::Refresh | Purpose::ChannelBind { .. }, 437) => self.reallocate(now),
             (Purpose::Allocate(_) | Purpose::Clear, _) | (Purpose::Refresh, 441) => {
                 self.fail(now, RelayError::from_code(code));
             }

@@ -59,7 +59,7 @@ impl Allocation {
         let was_hopeful = self.is_hopeful();
         self.end_span(Some(cause));
         self.forget_allocation(now);
-        if cause != RelayError::NoResponse {
+        if !matches!(cause, RelayError::NoResponse | RelayError::Expired) {
             self.queued.clear();
         }
         self.active = None;
