@@ -7,20 +7,19 @@ use std::time::{Duration, Instant};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use stun_codec::TransactionId;
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
 use super::channels::ChannelTable;
-use super::constants::{
-    BAD_CREDENTIALS_FIRST, DEFAULT_LIFETIME, KEEP_ALIVE, MAX_CHALLENGES, MAX_LIFETIME,
-    MAX_MISMATCHES, MAX_QUEUED_PEERS, MIN_REFRESH_INTERVAL, POKE_INTERVAL, PROBE_FIRST, PROBE_MAX,
-    REFRESH_RETRY, REFUSED_FIRST, REFUSED_MAX,
-};
+use super::constants::{KEEP_ALIVE, MAX_QUEUED_PEERS, POKE_INTERVAL};
 use super::stun::{self, Challenge, Credentials, Families, Incoming, Integrity, Request};
-use super::transactions::{Due, Outgoing, Transaction, Transactions};
+use super::transactions::{Due, Outgoing, Transactions};
 use super::{ChannelPath, Decapsulated, RelayError, RelayTimer, RelayTransmit, channel_data};
 use crate::admin::model::RelayStatus;
 use crate::ids::RelayId;
 use crate::portal::messages::RelayEntry;
+
+mod answers;
+mod attempt;
 
 /// What happened to an allocation.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,7 +93,6 @@ enum State {
 #[derive(Debug)]
 struct Allocated {
     relayed: Vec<SocketAddr>,
-    at: Instant,
     /// `None` while a REFRESH is in flight.
     refresh_at: Option<Instant>,
     expires_at: Instant,
@@ -136,6 +134,7 @@ pub struct Allocation {
     last_heard: Option<Instant>,
     last_data_sent: Option<Instant>,
     last_poke: Instant,
+    last_reallocation: Option<Instant>,
 
     last_error: Option<RelayError>,
     /// Failed attempts in a row.
@@ -172,6 +171,7 @@ impl Allocation {
             last_heard: None,
             last_data_sent: None,
             last_poke: now,
+            last_reallocation: None,
             last_error: None,
             failures: 0,
             same_cause: 0,
@@ -300,310 +300,6 @@ impl Allocation {
         true
     }
 
-    fn sample_rtt(&mut self, sample: Duration) {
-        self.rtt = Some(match self.rtt {
-            Some(rtt) => rtt * 7 / 8 + sample / 8,
-            None => sample,
-        });
-    }
-
-    fn on_binding(
-        &mut self,
-        now: Instant,
-        local: SocketAddr,
-        from: SocketAddr,
-        mapped: Option<SocketAddr>,
-    ) {
-        let mapping = Mapping { local, mapped };
-        let known = &mut self.mappings[family_index(from)];
-        let previous = known.replace(mapping);
-        if previous != Some(mapping) {
-            self.events
-                .push_back(AllocationEvent::Mapped { local, mapped });
-        }
-        match &mut self.state {
-            State::Probing => {
-                self.active = Some(from);
-                if let Some(span) = &self.span {
-                    span.record("server.address", from.ip().to_string());
-                    span.record("server.port", from.port());
-                }
-                self.start_allocate(now);
-            }
-            // The server knows the allocation by our 5-tuple; if that changed, it has lost us.
-            State::Allocated(allocated)
-                if previous.is_some_and(|p| p != mapping)
-                    && self.active == Some(from)
-                    && allocated.refresh_at.is_some() =>
-            {
-                allocated.refresh_at = Some(now);
-                self.refresh_if_due(now);
-            }
-            _ => {}
-        }
-    }
-
-    fn on_success(&mut self, now: Instant, purpose: Purpose, message: &Incoming) {
-        match purpose {
-            Purpose::Allocate(_) => {
-                let relayed: Vec<_> = message
-                    .relayed()
-                    .into_iter()
-                    .filter(|addr| addr.port() != 0 && !addr.ip().is_unspecified())
-                    .collect();
-                if relayed.is_empty() {
-                    self.fail(now, RelayError::Protocol);
-                } else {
-                    self.allocated(now, relayed, message.lifetime());
-                }
-            }
-            Purpose::Refresh => {
-                if message.lifetime().is_some_and(|l| l.is_zero()) {
-                    self.reallocate(now);
-                } else if let State::Allocated(allocated) = &mut self.state {
-                    let (refresh_after, lifetime) = refresh_times(message.lifetime());
-                    allocated.refresh_at = Some(now + refresh_after);
-                    allocated.expires_at = now + lifetime;
-                }
-            }
-            Purpose::Clear => self.start_allocate(now),
-            Purpose::ChannelBind { channel, .. } => self.channels.confirmed(now, channel),
-            Purpose::Release | Purpose::Binding => {}
-        }
-    }
-
-    fn allocated(&mut self, now: Instant, relayed: Vec<SocketAddr>, lifetime: Option<Duration>) {
-        let (refresh_after, lifetime) = refresh_times(lifetime);
-        self.state = State::Allocated(Allocated {
-            relayed: relayed.clone(),
-            at: now,
-            refresh_at: Some(now + refresh_after),
-            expires_at: now + lifetime,
-            keep_alive_at: now + KEEP_ALIVE,
-        });
-        self.since = now;
-        self.failures = 0;
-        self.same_cause = 0;
-        self.last_error = None;
-        self.end_span(None);
-        info!(
-            relay.id = %self.id,
-            relay.address = ?self.active,
-            ?relayed,
-            lifetime = lifetime.as_secs(),
-            "Relay allocated"
-        );
-        self.events
-            .push_back(AllocationEvent::Allocated { relayed });
-        for peer in std::mem::take(&mut self.queued) {
-            self.bind_channel(now, peer);
-        }
-    }
-
-    fn on_challenge(
-        &mut self,
-        now: Instant,
-        transaction: &Transaction<Purpose>,
-        code: u16,
-        message: &Incoming,
-    ) {
-        let purpose = transaction.purpose;
-        let known_realm = self.challenge.as_ref().map(|c| &c.realm);
-        let realm = message.realm().or(known_realm).cloned();
-        // A signed request that is answered 401 was signed with the wrong key, unless the key was
-        // made with another realm (RFC 8489 §9.2.5).
-        let refused = code == 401 && transaction.signed && realm.as_ref() == known_realm;
-        if refused || self.credentials.is_none() {
-            return self.fail(now, RelayError::BadCredentials);
-        }
-        if transaction.challenged >= MAX_CHALLENGES {
-            return self.fail(now, RelayError::StaleNonce);
-        }
-        let Some((realm, nonce)) = realm.zip(message.nonce().cloned()) else {
-            return self.fail(now, RelayError::Protocol);
-        };
-        self.challenge = Some(Challenge { realm, nonce });
-        self.send(now, purpose, transaction.dst, transaction.challenged + 1);
-    }
-
-    fn on_error(&mut self, now: Instant, purpose: Purpose, code: u16) {
-        match (purpose, code) {
-            (Purpose::Allocate(_), 437) if self.mismatches < MAX_MISMATCHES => {
-                self.mismatches += 1;
-                self.send_to_active(now, Purpose::Clear);
-            }
-            (Purpose::Clear, 437) => self.start_allocate(now),
-            // 400, because that is what a server says that chokes on an attribute.
-            (Purpose::Allocate(Families::Both), 400 | 420 | 440 | 442) => {
-                self.send_to_active(now, Purpose::Allocate(Families::Default));
-            }
-            (Purpose::Allocate(Families::Default), 440) => {
-                self.send_to_active(now, Purpose::Allocate(Families::V6));
-            }
-            (Purpose::Refresh, 437) => self.reallocate(now),
-            (Purpose::ChannelBind { peer, .. }, 437) => {
-                self.queue(peer);
-                self.reallocate(now);
-            }
-            (Purpose::Allocate(_) | Purpose::Clear, _) | (Purpose::Refresh, 441) => {
-                self.fail(now, RelayError::from_code(code));
-            }
-            (Purpose::Refresh, _) => {
-                warn!(relay.id = %self.id, stun.error_code = code, "Relay refuses to refresh the allocation");
-                self.last_error = Some(RelayError::from_code(code));
-                self.retry_refresh(now);
-            }
-            (Purpose::ChannelBind { channel, peer }, _) => {
-                debug!(relay.id = %self.id, %peer, stun.error_code = code, "Relay refuses a channel");
-                self.channels.failed(channel);
-            }
-            (Purpose::Release | Purpose::Binding, _) => {}
-        }
-    }
-
-    fn retry_refresh(&mut self, now: Instant) {
-        if let State::Allocated(allocated) = &mut self.state {
-            allocated.refresh_at = Some(now + REFRESH_RETRY);
-        }
-    }
-
-    /// The server no longer knows the allocation: ask for another one at once.
-    fn reallocate(&mut self, now: Instant) {
-        if let State::Allocated(allocated) = &self.state
-            && now.saturating_duration_since(allocated.at) < MIN_REFRESH_INTERVAL
-        {
-            // It forgets as fast as it allocates; going on would be a loop at the speed of light.
-            return self.fail(now, RelayError::AllocationMismatch(437));
-        }
-        warn!(relay.id = %self.id, "Relay lost our allocation, allocating again");
-        self.forget_allocation(now);
-        self.last_error = Some(RelayError::AllocationMismatch(437));
-        self.mismatches = 0;
-        self.start_span();
-        if let (Some(span), Some(active)) = (&self.span, self.active) {
-            span.record("server.address", active.ip().to_string());
-            span.record("server.port", active.port());
-        }
-        self.start_allocate(now);
-    }
-
-    /// Drops allocation, channels and requests; the channels' peers wait for the next allocation.
-    fn forget_allocation(&mut self, now: Instant) {
-        self.transactions.clear();
-        for peer in self.channels.clear(now) {
-            self.queue(peer);
-        }
-        if let State::Allocated(allocated) =
-            std::mem::replace(&mut self.state, State::Waiting { retry_at: None })
-        {
-            let relayed = allocated.relayed;
-            self.events
-                .push_back(AllocationEvent::Invalidated { relayed });
-        }
-    }
-
-    /// The present attempt or allocation has failed.
-    fn fail(&mut self, now: Instant, cause: RelayError) {
-        if matches!(self.state, State::Released) {
-            self.transactions.clear();
-            return;
-        }
-        let was_hopeful = self.is_hopeful();
-        self.end_span(Some(cause));
-        self.forget_allocation(now);
-        if cause != RelayError::NoResponse {
-            self.queued.clear();
-        }
-        self.active = None;
-        self.challenge = None;
-        let same = self.failures > 0 && self.last_error == Some(cause);
-        self.same_cause = if same { self.same_cause + 1 } else { 0 };
-        self.failures = self.failures.saturating_add(1);
-        self.last_error = Some(cause);
-        let delay = self.retry_delay(cause);
-        self.state = State::Waiting {
-            retry_at: delay.map(|d| now + d),
-        };
-        if was_hopeful {
-            self.since = now;
-            warn!(relay.id = %self.id, error = %cause, error.type = cause.error_type(), retry_in = ?delay, "Relay not usable");
-            self.events.push_back(AllocationEvent::Lost { cause });
-        } else {
-            debug!(relay.id = %self.id, error = %cause, retry_in = ?delay, "Relay still not usable");
-        }
-    }
-
-    fn retry_delay(&mut self, cause: RelayError) -> Option<Duration> {
-        let (first, max) = match cause {
-            RelayError::NoAddress => return None,
-            RelayError::NoResponse | RelayError::Expired => (PROBE_FIRST, PROBE_MAX),
-            RelayError::BadCredentials => (BAD_CREDENTIALS_FIRST, REFUSED_MAX),
-            _ => (REFUSED_FIRST, REFUSED_MAX),
-        };
-        let full = first.saturating_mul(1 << self.same_cause.min(16)).min(max);
-        // Many gateways lose a relay at the same moment; they should not all come back at once.
-        Some(full.mul_f64(self.rng.random_range(0.75..=1.0)))
-    }
-
-    fn start_attempt(&mut self, now: Instant) {
-        self.transactions.clear();
-        self.active = None;
-        self.challenge = None;
-        self.mismatches = 0;
-        self.start_span();
-        if self.servers.is_empty() {
-            self.state = State::Probing;
-            return self.fail(now, RelayError::NoAddress);
-        }
-        self.state = State::Probing;
-        for server in self.servers.clone() {
-            self.send(now, Purpose::Binding, server, 0);
-        }
-    }
-
-    fn start_allocate(&mut self, now: Instant) {
-        if !matches!(self.state, State::Allocating) {
-            self.state = State::Allocating;
-            if self.failures == 0 {
-                self.since = now;
-            }
-        }
-        self.send_to_active(now, Purpose::Allocate(Families::Both));
-    }
-
-    fn start_span(&mut self) {
-        self.span = Some(tracing::info_span!(
-            parent: None,
-            "relay.allocate",
-            otel.kind = "client",
-            otel.status_code = tracing::field::Empty,
-            relay.id = %self.id,
-            server.address = tracing::field::Empty,
-            server.port = tracing::field::Empty,
-            stun.error_code = tracing::field::Empty,
-            error.type = tracing::field::Empty,
-        ));
-    }
-
-    fn end_span(&mut self, error: Option<RelayError>) {
-        let Some(span) = self.span.take() else {
-            return;
-        };
-        if let Some(error) = error {
-            span.record("otel.status_code", "ERROR");
-            span.record("error.type", error.error_type());
-            if let Some(code) = error.stun_error_code() {
-                span.record("stun.error_code", code);
-            }
-            if self.active.is_none()
-                && let Some(server) = self.servers.first()
-            {
-                span.record("server.address", server.ip().to_string());
-                span.record("server.port", server.port());
-            }
-        }
-    }
-
     fn send_to_active(&mut self, now: Instant, purpose: Purpose) {
         if let Some(active) = self.active {
             self.send(now, purpose, active, 0);
@@ -671,37 +367,6 @@ impl Allocation {
                 }
             }
             _ => {}
-        }
-    }
-
-    fn on_silence(&mut self, now: Instant, transaction: &Transaction<Purpose>) {
-        // A lost request is not a lost relay.
-        let alive = self
-            .last_heard
-            .is_some_and(|at| at > transaction.first_sent);
-        let cause = transaction
-            .distrusted_error
-            .map_or(RelayError::NoResponse, RelayError::from_code);
-        match transaction.purpose {
-            Purpose::Release => {}
-            Purpose::Binding => {
-                let probing = matches!(self.state, State::Probing);
-                let others = self
-                    .transactions
-                    .iter()
-                    .any(|t| t.purpose == Purpose::Binding);
-                let silent_allocation =
-                    self.is_allocated() && self.active == Some(transaction.dst) && !alive;
-                if (probing && !others) || silent_allocation {
-                    self.fail(now, RelayError::NoResponse);
-                }
-            }
-            Purpose::Refresh if alive => self.retry_refresh(now),
-            Purpose::ChannelBind { channel, .. } if alive => self.channels.unanswered(now, channel),
-            Purpose::Allocate(_)
-            | Purpose::Clear
-            | Purpose::Refresh
-            | Purpose::ChannelBind { .. } => self.fail(now, cause),
         }
     }
 
@@ -928,10 +593,4 @@ impl Allocation {
 
 fn family_index(addr: SocketAddr) -> usize {
     usize::from(addr.is_ipv6())
-}
-
-/// After how long to refresh, and after how long the allocation is gone (RFC 8656 §8).
-fn refresh_times(lifetime: Option<Duration>) -> (Duration, Duration) {
-    let lifetime = lifetime.unwrap_or(DEFAULT_LIFETIME).min(MAX_LIFETIME);
-    ((lifetime / 2).max(MIN_REFRESH_INTERVAL), lifetime)
 }

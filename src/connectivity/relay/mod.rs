@@ -23,6 +23,8 @@ mod allocation_tests;
 mod double;
 #[cfg(test)]
 mod set_tests;
+#[cfg(test)]
+mod span_tests;
 
 pub use allocation::{Allocation, AllocationEvent};
 pub use candidates::{CandidateKind, Gathered};

@@ -121,7 +121,7 @@ impl<P: Copy> Transactions<P> {
             interval = interval.mul_f64(RETRANSMIT_FACTOR);
             deadline += interval;
         }
-        if !transaction.retransmit || at > give_up || deadline <= now {
+        if !transaction.retransmit || deadline <= now {
             return self.by_id.remove(&id).map(Due::TimedOut);
         }
         transaction.interval = interval;
