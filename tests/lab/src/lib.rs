@@ -1,0 +1,3 @@
+//! Stand-ins used by the tests and the demo.
+
+pub mod client;
