@@ -114,6 +114,8 @@ pub struct Core {
     names: Names,
     portal: PortalStatus,
     next_tick: Instant,
+    /// Resources to connect to without a packet, until first granted.
+    wanted: BTreeSet<Uuid>,
     last_no_relays: Option<Instant>,
     io: Io,
 }
@@ -142,6 +144,7 @@ impl Core {
             names: Names::default(),
             portal: PortalStatus::default(),
             next_tick: now,
+            wanted: config.connect.iter().copied().collect(),
             last_no_relays: None,
             io: Io {
                 config,
@@ -225,6 +228,9 @@ impl Core {
         }
         for (id, failure) in failed {
             self.fail(id, failure);
+        }
+        if tick {
+            self.request_wanted(now);
         }
         self.after_relays(now);
     }
@@ -560,6 +566,13 @@ impl Core {
         self.request(now, resource)
     }
 
+    /// The gateway may not be online yet when this client starts: keep asking.
+    fn request_wanted(&mut self, now: Instant) {
+        for id in self.wanted.clone() {
+            self.connect(now, id);
+        }
+    }
+
     /// Says goodbye to all gateways and forgets them; returns how many there were.
     pub fn disconnect(&mut self, now: Instant) -> usize {
         let ids: Vec<Uuid> = self.connections.keys().copied().collect();
@@ -658,9 +671,7 @@ impl Core {
                 }
                 self.io.relays.upsert(now, &init.relays);
                 self.update_network();
-                for id in self.io.config.connect.clone() {
-                    self.connect(now, id);
-                }
+                self.request_wanted(now);
             }
             Ingress::ConfigChanged(interface) => {
                 self.interface = Some(interface);
@@ -793,6 +804,7 @@ impl Core {
             return;
         }
         self.refused.remove(&grant.resource_id);
+        self.wanted.remove(&grant.resource_id);
         let buffered = self
             .pending
             .remove(&grant.resource_id)

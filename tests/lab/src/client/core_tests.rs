@@ -469,6 +469,7 @@ fn disconnect_says_goodbye_on_the_nominated_path() {
 #[test]
 fn no_candidates_for_ten_seconds_fails_the_connection() {
     let mut world = World::new();
+    world.connected = false;
     world.grant(RESOURCE);
     world.advance(Duration::from_millis(9_500));
     assert!(world.gateway_status().is_some());
@@ -691,6 +692,31 @@ fn rubbish_is_counted_and_harmless() {
             > 300
     );
     assert!(world.gateway_status().unwrap().session);
+}
+
+#[test]
+fn wanted_resources_are_asked_for_until_first_granted() {
+    let mut world = World::new();
+    let mut config = config(Only::All);
+    config.connect = vec![RESOURCE];
+    world.client = Core::new(world.now, [7; 32], config);
+    world.client.handle_portal_up(world.now);
+    world.client.handle_portal(world.now, init());
+    world.drain();
+    assert_eq!(world.requests(), 1);
+    world.client.handle_portal(
+        world.now,
+        decode(
+            "authorization_creation_failed",
+            json!({"resource_id": RESOURCE, "reason": "offline"}),
+        ),
+    );
+    world.advance(Duration::from_secs(5));
+    assert_eq!(world.requests(), 3);
+    world.grant(RESOURCE);
+    world.client.disconnect(world.now);
+    world.advance(Duration::from_secs(5));
+    assert_eq!(world.requests(), 3);
 }
 
 #[test]
