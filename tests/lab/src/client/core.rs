@@ -396,16 +396,11 @@ impl Core {
         };
         let io = &mut self.io;
         let path = connection.nominated;
-        let mut established = false;
         let mut goodbye = false;
         let mut released = Vec::new();
         match connection.decapsulate(now, from.ip(), datagram, io.scratch.as_mut_slice()) {
             Decapsulated::Reply(reply) => {
                 send_on(now, path, reply, &mut io.relays, &mut io.transmits)
-            }
-            Decapsulated::Established(confirmation) => {
-                send_on(now, path, confirmation, &mut io.relays, &mut io.transmits);
-                established = true;
             }
             Decapsulated::Packet(inner) => {
                 if let Some(control) = packet::parse_control(inner) {
@@ -442,7 +437,7 @@ impl Core {
             self.forget(id);
             return;
         }
-        if established {
+        if connection.take_fresh_session() {
             while let Some(queued) = connection.next_queued(io.scratch.as_mut_slice()) {
                 send_on(now, path, queued, &mut io.relays, &mut io.transmits);
             }
