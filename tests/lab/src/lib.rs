@@ -1,1 +1,10 @@
+//! Stand-in portal, client, resource and trace collector, and the network namespaces in which
+//! tests put them. The doubles follow the protocol's description and share no code with the
+//! gateway.
 
+pub mod client;
+pub mod collector;
+pub mod netns;
+pub mod portal;
+pub mod scenario;
+pub mod web;

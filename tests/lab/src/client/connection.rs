@@ -74,8 +74,6 @@ impl Failure {
 pub enum Decapsulated<'a> {
     /// To be sent to the gateway.
     Reply(&'a [u8]),
-    /// The handshake we started is complete; the datagram confirms it.
-    Established(&'a [u8]),
     /// An inner packet.
     Packet(&'a [u8]),
     /// Nothing further.
@@ -127,6 +125,9 @@ pub struct Connection {
     last_handshake: Option<Instant>,
     last_proactive: Option<Instant>,
     initiator: bool,
+    /// We answered an initiation and wait for the first data message.
+    unconfirmed: bool,
+    fresh_session: bool,
     handshakes: u64,
     nominations: u64,
     rx_bytes: u64,
@@ -188,6 +189,8 @@ impl Connection {
             last_handshake: None,
             last_proactive: None,
             initiator: true,
+            unconfirmed: false,
+            fresh_session: false,
             handshakes: 0,
             nominations: 0,
             rx_bytes: 0,
@@ -368,28 +371,43 @@ impl Connection {
             TunnResult::WriteToNetwork(reply) if reply.first() == Some(&3) => {
                 Decapsulated::Reply(reply)
             }
-            TunnResult::WriteToNetwork(reply) => match kind {
-                Some(2) => {
-                    self.established(now, true);
-                    Decapsulated::Established(reply)
+            TunnResult::WriteToNetwork(reply) => {
+                match kind {
+                    Some(2) => self.established(now, true),
+                    Some(1) => {
+                        // Answering abandons an initiation of ours. The session counts once the
+                        // gateway has confirmed it with a first data message.
+                        self.handshake_since = None;
+                        self.unconfirmed = true;
+                    }
+                    _ => {}
                 }
-                Some(1) => {
-                    self.established(now, false);
-                    Decapsulated::Reply(reply)
-                }
-                _ => Decapsulated::Reply(reply),
-            },
+                Decapsulated::Reply(reply)
+            }
             TunnResult::WriteToTunnelV4(packet, _) | TunnResult::WriteToTunnelV6(packet, _) => {
+                if self.unconfirmed {
+                    self.established(now, false);
+                }
                 self.rx_packets += 1;
                 self.rx_bytes += packet.len() as u64;
                 Decapsulated::Packet(packet)
             }
-            TunnResult::Done => Decapsulated::Nothing,
+            TunnResult::Done => {
+                if kind == Some(4) && self.unconfirmed {
+                    self.established(now, false);
+                }
+                Decapsulated::Nothing
+            }
             TunnResult::Err(error) => {
                 tracing::debug!(gateway = %self.gateway_id, ?error, "WireGuard");
                 Decapsulated::Rejected
             }
         }
+    }
+
+    /// Whether a session was established since the last call: what was held may go.
+    pub fn take_fresh_session(&mut self) -> bool {
+        std::mem::take(&mut self.fresh_session)
     }
 
     /// The next datagram of the tunnel's own queue, after a handshake.
@@ -404,9 +422,9 @@ impl Connection {
         self.initiator = initiator;
         self.last_handshake = Some(now);
         self.handshakes += 1;
-        if initiator {
-            self.handshake_since = None;
-        }
+        self.handshake_since = None;
+        self.unconfirmed = false;
+        self.fresh_session = true;
         tracing::info!(gateway = %self.gateway_id, initiator, "WireGuard session");
     }
 

@@ -114,6 +114,8 @@ pub struct Core {
     names: Names,
     portal: PortalStatus,
     next_tick: Instant,
+    /// Resources to connect to without a packet, until first granted.
+    wanted: BTreeSet<Uuid>,
     last_no_relays: Option<Instant>,
     io: Io,
 }
@@ -142,6 +144,7 @@ impl Core {
             names: Names::default(),
             portal: PortalStatus::default(),
             next_tick: now,
+            wanted: config.connect.iter().copied().collect(),
             last_no_relays: None,
             io: Io {
                 config,
@@ -225,6 +228,9 @@ impl Core {
         }
         for (id, failure) in failed {
             self.fail(id, failure);
+        }
+        if tick {
+            self.request_wanted(now);
         }
         self.after_relays(now);
     }
@@ -390,16 +396,11 @@ impl Core {
         };
         let io = &mut self.io;
         let path = connection.nominated;
-        let mut established = false;
         let mut goodbye = false;
         let mut released = Vec::new();
         match connection.decapsulate(now, from.ip(), datagram, io.scratch.as_mut_slice()) {
             Decapsulated::Reply(reply) => {
                 send_on(now, path, reply, &mut io.relays, &mut io.transmits)
-            }
-            Decapsulated::Established(confirmation) => {
-                send_on(now, path, confirmation, &mut io.relays, &mut io.transmits);
-                established = true;
             }
             Decapsulated::Packet(inner) => {
                 if let Some(control) = packet::parse_control(inner) {
@@ -436,7 +437,7 @@ impl Core {
             self.forget(id);
             return;
         }
-        if established {
+        if connection.take_fresh_session() {
             while let Some(queued) = connection.next_queued(io.scratch.as_mut_slice()) {
                 send_on(now, path, queued, &mut io.relays, &mut io.transmits);
             }
@@ -560,6 +561,13 @@ impl Core {
         self.request(now, resource)
     }
 
+    /// The gateway may not be online yet when this client starts: keep asking.
+    fn request_wanted(&mut self, now: Instant) {
+        for id in self.wanted.clone() {
+            self.connect(now, id);
+        }
+    }
+
     /// Says goodbye to all gateways and forgets them; returns how many there were.
     pub fn disconnect(&mut self, now: Instant) -> usize {
         let ids: Vec<Uuid> = self.connections.keys().copied().collect();
@@ -658,9 +666,7 @@ impl Core {
                 }
                 self.io.relays.upsert(now, &init.relays);
                 self.update_network();
-                for id in self.io.config.connect.clone() {
-                    self.connect(now, id);
-                }
+                self.request_wanted(now);
             }
             Ingress::ConfigChanged(interface) => {
                 self.interface = Some(interface);
@@ -793,6 +799,7 @@ impl Core {
             return;
         }
         self.refused.remove(&grant.resource_id);
+        self.wanted.remove(&grant.resource_id);
         let buffered = self
             .pending
             .remove(&grant.resource_id)

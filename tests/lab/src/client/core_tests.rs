@@ -200,12 +200,13 @@ impl World {
             self.to_tun
                 .extend(self.client.tun_packets().iter().map(<[u8]>::to_vec));
             self.client.tun_packets().clear();
+            // Answers to these may produce more.
+            let mut quiet = to_gateway.is_empty();
             for (dst, datagram) in to_gateway {
                 if self.connected && dst == self.gateway.addr {
                     self.gateway.receive(self.now, &datagram, &mut self.client);
                 }
             }
-            let mut quiet = true;
             for datagram in self.gateway.pending() {
                 quiet = false;
                 if self.connected {
@@ -469,6 +470,7 @@ fn disconnect_says_goodbye_on_the_nominated_path() {
 #[test]
 fn no_candidates_for_ten_seconds_fails_the_connection() {
     let mut world = World::new();
+    world.connected = false;
     world.grant(RESOURCE);
     world.advance(Duration::from_millis(9_500));
     assert!(world.gateway_status().is_some());
@@ -502,6 +504,47 @@ fn silent_wireguard_fails_the_connection_after_twenty_seconds() {
             .as_deref(),
         Some(Failure::HandshakeTimeout.as_str())
     );
+}
+
+#[test]
+fn a_session_the_gateway_started_releases_held_packets_and_counts_as_an_answer() {
+    let mut world = World::new();
+    world.gateway.answer_wireguard = false;
+    world
+        .client
+        .handle_tun_packet(world.now, &packet_to([10, 20, 0, 1]));
+    world.grant(RESOURCE);
+    world.signal_gateway_candidate();
+    world.advance(Duration::from_secs(1));
+    assert!(!world.gateway_status().unwrap().session);
+
+    world.gateway.answer_wireguard = true;
+    let mut buf = [0u8; 2048];
+    let TunnResult::WriteToNetwork(initiation) = world
+        .gateway
+        .tunn
+        .format_handshake_initiation(&mut buf, true)
+    else {
+        panic!("no initiation");
+    };
+    let initiation = initiation.to_vec();
+    let deliver = |world: &mut World, datagram: &[u8]| {
+        let (ip, from) = (CLIENT_IP.parse().unwrap(), world.gateway.addr);
+        world.client.handle_datagram(world.now, ip, from, datagram);
+        world.drain();
+    };
+    deliver(&mut world, &initiation);
+    let status = world.gateway_status().unwrap();
+    assert!(status.session);
+    assert_eq!(status.handshakes, 1);
+    assert_eq!(world.gateway.inner, [packet_to([10, 20, 0, 1])]);
+    for _ in 0..30 {
+        world
+            .client
+            .handle_tun_packet(world.now, &packet_to([10, 20, 0, 1]));
+        world.advance(Duration::from_secs(1));
+    }
+    assert!(world.gateway_status().is_some(), "not a handshake timeout");
 }
 
 #[test]
@@ -691,6 +734,31 @@ fn rubbish_is_counted_and_harmless() {
             > 300
     );
     assert!(world.gateway_status().unwrap().session);
+}
+
+#[test]
+fn wanted_resources_are_asked_for_until_first_granted() {
+    let mut world = World::new();
+    let mut config = config(Only::All);
+    config.connect = vec![RESOURCE];
+    world.client = Core::new(world.now, [7; 32], config);
+    world.client.handle_portal_up(world.now);
+    world.client.handle_portal(world.now, init());
+    world.drain();
+    assert_eq!(world.requests(), 1);
+    world.client.handle_portal(
+        world.now,
+        decode(
+            "authorization_creation_failed",
+            json!({"resource_id": RESOURCE, "reason": "offline"}),
+        ),
+    );
+    world.advance(Duration::from_secs(5));
+    assert_eq!(world.requests(), 3);
+    world.grant(RESOURCE);
+    world.client.disconnect(world.now);
+    world.advance(Duration::from_secs(5));
+    assert_eq!(world.requests(), 3);
 }
 
 #[test]
