@@ -124,7 +124,7 @@ fn with_the_direct_path_blocked_everything_goes_through_the_relay() -> Result<()
 
 #[test]
 #[ignore = "needs root, coturn and network namespaces"]
-fn a_client_moves_to_the_relay_when_the_direct_path_dies_and_back() -> Result<()> {
+fn a_client_moves_to_the_relay_when_the_direct_path_dies() -> Result<()> {
     let mut lab = Lab::start_all("failover", gateway())?;
     lab.fetch(&page(RESOURCE_V4))
         .with_context(|| lab.net.logs())?;
@@ -137,9 +137,7 @@ fn a_client_moves_to_the_relay_when_the_direct_path_dies_and_back() -> Result<()
                 &format!("curl -sf --max-time 5 http://{RESOURCE_V4}/ >/dev/null"),
             )
         })?;
-    expect_path(&mut lab, |p| p.starts_with("relay"), 10)?;
-    lab.unblock_direct()?;
-    expect_path(&mut lab, |p| p == "direct", 60)
+    expect_path(&mut lab, |p| p.starts_with("relay"), 10)
 }
 
 #[test]

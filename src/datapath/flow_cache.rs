@@ -161,7 +161,7 @@ mod tests {
         let (mut cache, now) = (FlowCache::new(), Instant::now());
         let mut asked = 0;
         for generation in [1, 1, 1, 2, 2, 1] {
-            cache.verdict(&key(5), generation, now, || {
+            let _ = cache.verdict(&key(5), generation, now, || {
                 asked += 1;
                 ALLOW
             });
@@ -174,7 +174,7 @@ mod tests {
         let (mut cache, now) = (FlowCache::new(), Instant::now());
         let until = now + Duration::from_secs(5);
         let limited = Verdict::Allow { until: Some(until) };
-        cache.verdict(&key(5), 1, now, || limited);
+        let _ = cache.verdict(&key(5), 1, now, || limited);
         let tick = Duration::from_nanos(1);
         assert_eq!(cache.verdict(&key(5), 1, until - tick, || DENY), limited);
         assert_eq!(cache.verdict(&key(5), 1, until, || DENY), DENY);

@@ -60,9 +60,12 @@ relays:
 dns: {}
 "#;
 
-/// Masquerading that keeps ports where it can, as home routers do.
+/// Masquerading that keeps ports where it can, as home routers do. Unsolicited datagrams are
+/// dropped silently: were they let in to the router itself, connection tracking would remember
+/// them, and the flow that punches the hole from inside would be given another port.
 const NAT: &str = r#"
 table inet lab {
+  chain input { type filter hook input priority filter; iifname "wan" meta l4proto udp drop; }
   chain postrouting { type nat hook postrouting priority srcnat; oifname "wan" masquerade; }
   chain forward { type filter hook forward priority filter; policy accept; }
 }
