@@ -288,8 +288,13 @@ docker_build() {
     local log=$1; shift
     # Some hosts let containers out only through the host's own network.
     mkdir -p "$LOGS"
-    "${DOCKER[@]}" build "$@" >"$LOGS/$log.log" 2>&1 || quietly "$log" "${DOCKER[@]}" build --network host "$@"
+    # --force-rm: or else a failed step of the legacy builder leaves its container behind.
+    "${DOCKER[@]}" build --force-rm "$@" >"$LOGS/$log.log" 2>&1 ||
+        quietly "$log" "${DOCKER[@]}" build --force-rm --network host "$@"
 }
+
+# What our tags named before.
+prune_images() { "${DOCKER[@]}" image prune -f --filter label=firezone.lab >/dev/null; }
 
 build_images() {
     local version revision
@@ -304,8 +309,7 @@ build_images() {
         --build-arg "BASE=$BASE_IMAGE" -t "$TOOLS_IMAGE" "$STAGE/lab"
     docker_build image-lab -f "$ROOT/docker/lab.Dockerfile" --label firezone.lab=1 \
         --build-arg "BASE=$BASE_IMAGE" -t "$LAB_IMAGE" "$STAGE/lab"
-    # What these tags named before.
-    "${DOCKER[@]}" image prune -f --filter label=firezone.lab >/dev/null
+    prune_images
     good "$GATEWAY_IMAGE, $("${DOCKER[@]}" image inspect -f '{{.Size}}' "$GATEWAY_IMAGE" | awk '{ printf "%.1f MB", $1 / 1e6 }')"
 }
 
