@@ -288,8 +288,13 @@ docker_build() {
     local log=$1; shift
     # Some hosts let containers out only through the host's own network.
     mkdir -p "$LOGS"
-    "${DOCKER[@]}" build "$@" >"$LOGS/$log.log" 2>&1 || quietly "$log" "${DOCKER[@]}" build --network host "$@"
+    # --force-rm: or else a failed step of the legacy builder leaves its container behind.
+    "${DOCKER[@]}" build --force-rm "$@" >"$LOGS/$log.log" 2>&1 ||
+        quietly "$log" "${DOCKER[@]}" build --force-rm --network host "$@"
 }
+
+# What our tags named before.
+prune_images() { "${DOCKER[@]}" image prune -f --filter label=firezone.lab >/dev/null; }
 
 build_images() {
     local version revision
@@ -298,12 +303,13 @@ build_images() {
     ensure_base
     version=$(sed -n '/^\[workspace.package\]/,/^\[/s/^version *= *"\(.*\)"/\1/p' "$ROOT/Cargo.toml")
     revision=$(git -C "$ROOT" rev-parse --short HEAD 2>/dev/null || echo unknown)
-    docker_build image-gateway -f "$ROOT/docker/Dockerfile.prebuilt" \
+    docker_build image-gateway -f "$ROOT/docker/Dockerfile.prebuilt" --label firezone.lab=1 \
         --build-arg "VERSION=$version" --build-arg "REVISION=$revision" -t "$GATEWAY_IMAGE" "$STAGE/gateway"
-    docker_build image-tools -f "$ROOT/docker/lab.Dockerfile" --target tools \
+    docker_build image-tools -f "$ROOT/docker/lab.Dockerfile" --target tools --label firezone.lab=1 \
         --build-arg "BASE=$BASE_IMAGE" -t "$TOOLS_IMAGE" "$STAGE/lab"
-    docker_build image-lab -f "$ROOT/docker/lab.Dockerfile" \
+    docker_build image-lab -f "$ROOT/docker/lab.Dockerfile" --label firezone.lab=1 \
         --build-arg "BASE=$BASE_IMAGE" -t "$LAB_IMAGE" "$STAGE/lab"
+    prune_images
     good "$GATEWAY_IMAGE, $("${DOCKER[@]}" image inspect -f '{{.Size}}' "$GATEWAY_IMAGE" | awk '{ printf "%.1f MB", $1 / 1e6 }')"
 }
 
@@ -327,11 +333,26 @@ remove_stale_lab() {
     done
 }
 
+# The lab's networks are this machine's, too, while it runs: an address of theirs that means
+# something else here would be cut off.
+check_subnets() {
+    have ip || return 0
+    local subnet route
+    for subnet in $(sed -n 's/^ *- subnet: *\([0-9].*\)/\1/p' "$LAB_FILE"); do
+        case $subnet in
+            *:*) route=$(ip -6 route show root "$subnet") ;;
+            *) route=$(ip -4 route show root "$subnet") ;;
+        esac
+        [ -z "$route" ] || die "this machine already has a route into $subnet, which the lab uses: $route"
+    done
+}
+
 start_lab() {
     [ -d /proc/sys/net/ipv6 ] || die "this kernel has IPv6 switched off; the lab needs it (boot without ipv6.disable=1)"
     [ -e /dev/net/tun ] || as_root modprobe tun 2>/dev/null || true
     [ -e /dev/net/tun ] || die "/dev/net/tun is missing: the kernel has no TUN driver (CONFIG_TUN)"
     remove_stale_lab
+    [ -n "$("${DOCKER[@]}" network ls -q --filter "name=^${PROJECT}_")" ] || check_subnets
     step "Starting the lab"
     quietly lab-up compose up -d --remove-orphans
 }
