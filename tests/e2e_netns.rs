@@ -270,3 +270,105 @@ fn filters_and_revocation_are_enforced() -> Result<()> {
             Ok(())
         })
 }
+
+/// Runs the gateway on a host that lacks something, and returns what its admin server says.
+fn told(name: &str, prepare: &str, wrapper: &[&str]) -> Result<String> {
+    let mut lab = Lab::new(name, gateway())?;
+    lab.net.sh("gateway", prepare)?;
+    lab.start_gateway_under(wrapper, &[])?;
+    lab.net
+        .eventually("the status names it", Duration::from_secs(10), |net| {
+            let verbose = net.try_output(
+                "gateway",
+                "curl -s 'http://127.0.0.1:8080/startupz?verbose'; curl -s http://127.0.0.1:8080/status",
+            )?;
+            let text = String::from_utf8_lossy(&verbose.stdout).into_owned();
+            ensure!(
+                text.contains("check failed") && text.contains("\"host\""),
+                "{text}"
+            );
+            ensure!(
+                !text.contains("\"up\":true") || text.contains("\"level\":\"error\""),
+                "{text}"
+            );
+            Ok(text)
+        })
+        .inspect(|_| {
+            // The process stays up so that the message can be read.
+            assert!(lab.net.runs("gateway"), "{}", lab.net.log("gateway"));
+        })
+}
+
+#[test]
+#[ignore = "needs root and network namespaces"]
+fn a_missing_tun_device_is_named_with_the_line_to_add() -> Result<()> {
+    let text = told(
+        "no-tun",
+        "true",
+        &[
+            "unshare",
+            "-m",
+            "sh",
+            "-c",
+            "mount -t tmpfs tmpfs /dev/net && exec setpriv --bounding-set=-mknod \"$@\"",
+            "sh",
+        ],
+    )?;
+    ensure!(text.contains("/dev/net/tun is missing"), "{text}");
+    ensure!(text.contains("/dev/net/tun:/dev/net/tun"), "{text}");
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root and network namespaces"]
+fn a_missing_capability_is_named_with_the_line_to_add() -> Result<()> {
+    let text = told(
+        "no-net-admin",
+        "true",
+        &["setpriv", "--bounding-set=-net_admin"],
+    )?;
+    ensure!(text.contains("NET_ADMIN"), "{text}");
+    ensure!(text.contains("cap_add"), "{text}");
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root and network namespaces"]
+fn forwarding_switched_off_is_named_with_the_line_to_add() -> Result<()> {
+    let text = told(
+        "no-forwarding",
+        "echo 0 > /proc/sys/net/ipv4/ip_forward",
+        &[],
+    )?;
+    ensure!(text.contains("net.ipv4.ip_forward"), "{text}");
+    ensure!(text.contains("sysctl"), "{text}");
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root and network namespaces"]
+fn an_address_where_no_portal_is_shows_in_the_status_with_its_cause() -> Result<()> {
+    let mut lab = Lab::new("wrong-url", gateway())?;
+    lab.start_gateway(&[("FIREZONE_API_URL", "ws://203.0.113.1:9")])?;
+    let portal = lab
+        .net
+        .eventually("the cause shows", Duration::from_secs(15), |net| {
+            let status = net.output("gateway", "curl -sf http://127.0.0.1:8080/status")?;
+            let status: Value = serde_json::from_str(&status)?;
+            ensure!(status["portal"]["last_error"].is_object(), "{status}");
+            Ok(status["portal"].clone())
+        })?;
+    ensure!(
+        portal["last_error"]["kind"] == "tcp_connect",
+        "kind: {portal}"
+    );
+    ensure!(portal["backoff"]["attempt"].as_u64() > Some(0), "{portal}");
+    let ready = lab
+        .net
+        .try_output("gateway", "curl -s 'http://127.0.0.1:8080/readyz?verbose'")?;
+    let ready = String::from_utf8_lossy(&ready.stdout).into_owned();
+    ensure!(ready.contains("[-]portal"), "{ready}");
+    // A portal that is away says nothing about the process.
+    lab.net
+        .sh("gateway", "curl -sf http://127.0.0.1:8080/livez >/dev/null")
+}

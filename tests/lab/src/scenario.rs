@@ -232,6 +232,15 @@ impl Lab {
     /// # Errors
     /// When it cannot be started.
     pub fn start_gateway(&mut self, env: &[(&str, &str)]) -> Result<()> {
+        self.start_gateway_under(&[], env)
+    }
+
+    /// As [`Self::start_gateway`], as the last arguments of another command, such as one that takes
+    /// rights away.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_gateway_under(&mut self, wrapper: &[&str], env: &[(&str, &str)]) -> Result<()> {
         let state = self.net.dir().join("gateway-state");
         std::fs::create_dir_all(&state)?;
         let state = state.to_string_lossy().into_owned();
@@ -248,8 +257,16 @@ impl Lab {
         ];
         all.retain(|(name, _)| !env.iter().any(|(n, _)| n == name));
         all.extend(env);
-        let gateway = self.gateway.clone();
-        self.net.start("gateway", "gateway", &gateway, &[], &all)
+        let gateway = self.gateway.to_string_lossy().into_owned();
+        let mut command: Vec<&str> = wrapper.to_vec();
+        command.push(&gateway);
+        self.net.start(
+            "gateway",
+            "gateway",
+            Path::new(command[0]),
+            &command[1..],
+            &all,
+        )
     }
 
     /// Waits until the gateway is ready.
