@@ -2,6 +2,9 @@
 //!
 //! Needs root, coturn, iproute2, nftables, curl and iperf3; run by `scripts/test`.
 
+// Rates are worth seeing even when nothing fails.
+#![allow(clippy::print_stdout)]
+
 use std::path::Path;
 use std::time::{Duration, Instant};
 

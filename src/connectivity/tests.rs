@@ -134,9 +134,8 @@ impl World {
                 let got = self
                     .gateway
                     .handle_packet(self.now, t.destination, t.source, &bytes);
-                assert_ne!(
-                    matches!(got, Inbound::WireGuard { .. }),
-                    true,
+                assert!(
+                    !matches!(got, Inbound::WireGuard { .. }),
                     "a check is not WireGuard"
                 );
             }

@@ -231,9 +231,9 @@ impl State {
             self.relays = self.io.table.relays();
             for event in &events {
                 match event.data.u64() {
-                    TUN => self.from_tun(),
-                    UDP4 => self.from_udp(&mut buffers, |s| s.v4.as_ref()),
-                    UDP6 => self.from_udp(&mut buffers, |s| s.v6.as_ref()),
+                    TUN => self.read_tun(),
+                    UDP4 => self.read_udp(&mut buffers, |s| s.v4.as_ref()),
+                    UDP6 => self.read_udp(&mut buffers, |s| s.v6.as_ref()),
                     _ => {}
                 }
             }
@@ -243,7 +243,7 @@ impl State {
 
     // ---- network to device -------------------------------------------------------------------
 
-    fn from_udp(
+    fn read_udp(
         &mut self,
         buffers: &mut RecvBuffers,
         which: impl Fn(&Sockets) -> Option<&UdpSocket>,
@@ -269,7 +269,7 @@ impl State {
         let mut datagrams = buffers.datagrams(filled).peekable();
         while let Some(datagram) = datagrams.next() {
             let Some((index, offset)) = self.established(&datagram) else {
-                self.to_slow_path(datagram, port);
+                self.defer(datagram, port);
                 continue;
             };
             let Some(peer) = self.io.table.by_receiver_index(index) else {
@@ -287,7 +287,7 @@ impl State {
             let mut ecn = datagram.ecn;
             let mut next;
             loop {
-                self.from_peer(&receiver, &mut tunn, &mut scratch, message, ecn);
+                self.inbound_message(&receiver, &mut tunn, &mut scratch, message, ecn);
                 next = datagrams.next_if(|d| {
                     self.established(d)
                         .is_some_and(|(i, _)| i >> 8 == peer.index)
@@ -317,7 +317,7 @@ impl State {
         data_receiver(&bytes[offset..]).map(|receiver| (receiver, offset))
     }
 
-    fn to_slow_path(&mut self, datagram: Datagram<'_>, port: u16) {
+    fn defer(&mut self, datagram: Datagram<'_>, port: u16) {
         let Some(ip) = datagram.to else {
             self.io.counters.count(DropReason::UnknownDatagram, 1);
             return;
@@ -336,7 +336,7 @@ impl State {
         }
     }
 
-    fn from_peer(
+    fn inbound_message(
         &mut self,
         receiver: &Receiver,
         tunn: &mut Tunn,
@@ -415,19 +415,19 @@ impl State {
             Reply::Unreachable => icmp::unreachable(packet, &mut answer),
         };
         if let (Some(len), Some(path)) = (made, peer.path()) {
-            self.to_peer(tunn, &path, &answer[..len]);
+            self.encrypt(tunn, &path, &answer[..len]);
         }
     }
 
     // ---- device to network -------------------------------------------------------------------
 
-    fn from_tun(&mut self) {
+    fn read_tun(&mut self) {
         let mut packet = [0; MTU as usize + 1];
         let mut current: Option<Sender> = None;
         for _ in 0..TUN_BURST {
             match self.io.tun.read(&mut packet) {
                 Ok(0) => break,
-                Ok(len) => self.from_device(&mut current, &packet[..len]),
+                Ok(len) => self.outbound_packet(&mut current, &packet[..len]),
                 Err(_) => break,
             }
         }
@@ -435,7 +435,7 @@ impl State {
         self.flush();
     }
 
-    fn from_device(&mut self, current: &mut Option<Sender>, packet: &[u8]) {
+    fn outbound_packet(&mut self, current: &mut Option<Sender>, packet: &[u8]) {
         let meta = match Meta::parse(packet) {
             Ok(meta) => meta,
             Err(malformed) => {
@@ -475,13 +475,13 @@ impl State {
             return;
         };
         let mut tunn = sender.peer.tunn();
-        if self.to_peer(&mut tunn, path, packet) {
+        if self.encrypt(&mut tunn, path, packet) {
             sender.peer.traffic.sent(1, packet.len() as u64);
         }
     }
 
     /// Encrypts into the path's train.
-    fn to_peer(&mut self, tunn: &mut Tunn, path: &Arc<Path>, packet: &[u8]) -> bool {
+    fn encrypt(&mut self, tunn: &mut Tunn, path: &Arc<Path>, packet: &[u8]) -> bool {
         // Without a session boringtun would queue the packet and start a handshake of its own.
         if tunn.time_since_last_handshake().is_none() {
             self.io.counters.count(DropReason::NoSession, 1);
