@@ -309,7 +309,11 @@ impl Page {
                 printable(&finding.found)
             ));
             if let Some(fix) = &finding.fix {
-                self.line(format!("    set {}", printable(fix)));
+                // Some remedies are several lines, such as a comment and a command.
+                for (number, line) in fix.lines().enumerate() {
+                    let lead = if number == 0 { "set " } else { "    " };
+                    self.line(format!("    {lead}{}", printable(line)));
+                }
             }
         }
     }

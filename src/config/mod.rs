@@ -29,6 +29,7 @@ pub use self::{
     report::{print_examination, print_mistakes},
     token::{TokenError, TokenSource},
 };
+use crate::host::constants;
 use crate::telemetry;
 
 /// Address of the hosted portal.
@@ -40,11 +41,11 @@ pub const DEFAULT_STATE_DIR: &str = "/var/lib/firezone";
 /// Name of the tunnel interface unless told otherwise.
 pub const DEFAULT_TUN_NAME: &str = "tun-firezone";
 /// Preferred local UDP port (data-path spec, sockets).
-pub const DEFAULT_UDP_PORT: u16 = 52625;
+pub const DEFAULT_UDP_PORT: u16 = constants::UDP_PORT;
 /// Send buffer to ask for, in bytes (data-path spec, sockets).
-pub const DEFAULT_UDP_SEND_BUFFER: usize = 2 * 1024 * 1024;
+pub const DEFAULT_UDP_SEND_BUFFER: usize = constants::UDP_SEND_BUFFER as usize;
 /// Receive buffer to ask for, in bytes (data-path spec, sockets).
-pub const DEFAULT_UDP_RECV_BUFFER: usize = 16 * 1024 * 1024;
+pub const DEFAULT_UDP_RECV_BUFFER: usize = constants::UDP_RECEIVE_BUFFER as usize;
 
 /// Everything that is decided before the gateway starts.
 #[derive(Debug, Clone)]

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use is::stun::StunMessage;
 
 use self::connection::Connection;
-use self::relay::{CandidateKind, Handled, RelaySet, RelaySetEvent};
+use self::relay::{CandidateKind, Handled, RelaySet, RelaySetEvent, channel_data};
 use self::timers::Deadlines;
 use crate::admin::model::RelayStatus;
 use crate::datapath::peers::Path;
@@ -341,7 +341,7 @@ impl Connectivity {
                 Some(Transmit {
                     source: None,
                     destination: channel.relay,
-                    payload: channel_data(channel.channel, &payload),
+                    payload: wrap(channel.channel, &payload)?,
                 })
             }
         }
@@ -410,11 +410,13 @@ impl Connectivity {
             match connection.relay_of(source) {
                 Some(relay) => {
                     // No channel yet: the check is repeated, and the channel is being bound.
-                    if let Some(channel) = self.relays.channel_to(now, relay, destination) {
+                    if let Some(channel) = self.relays.channel_to(now, relay, destination)
+                        && let Some(payload) = wrap(channel.channel, &payload)
+                    {
                         self.transmits.push_back(Transmit {
                             source: None,
                             destination: channel.relay,
-                            payload: channel_data(channel.channel, &payload),
+                            payload,
                         });
                     }
                 }
@@ -584,20 +586,12 @@ fn transaction_id(message: &[u8]) -> Option<[u8; 12]> {
     message.get(8..20)?.try_into().ok()
 }
 
-/// Wraps a datagram in channel data (RFC 8656 §12.4); over UDP there is no padding.
-pub fn channel_data(channel: u16, payload: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(payload.len() + 4);
-    out.extend_from_slice(&channel_data_header(channel, payload.len()));
+/// Wraps a datagram in channel data (RFC 8656 §12.4); over UDP there is no padding. `None` for one
+/// that no UDP datagram could carry.
+pub fn wrap(channel: u16, payload: &[u8]) -> Option<Vec<u8>> {
+    let mut out = channel_data::header(channel, payload.len())?.to_vec();
     out.extend_from_slice(payload);
-    out
-}
-
-/// The four bytes in front of channel data.
-pub fn channel_data_header(channel: u16, len: usize) -> [u8; 4] {
-    let [a, b] = channel.to_be_bytes();
-    // Datagrams are below 64 KiB by construction; a longer one could not be sent at all.
-    let [c, d] = u16::try_from(len).unwrap_or(u16::MAX).to_be_bytes();
-    [a, b, c, d]
+    Some(out)
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ use super::peers::{Path, Peer, PeerTable};
 use super::train::Trains;
 use crate::access::{ClientPolicy, DropReason, Reply, Verdict};
 use crate::admin::Heartbeat;
-use crate::connectivity::channel_data_header;
+use crate::connectivity::relay::channel_data;
 use crate::device::{MTU, Tun};
 use crate::ids::ClientId;
 use crate::net::{Datagram, RecvBuffers, Sockets, UdpSocket};
@@ -31,10 +31,8 @@ use crate::wireguard::data_receiver;
 
 /// Bytes that WireGuard adds to a packet (data-path spec §1.2).
 const WG_OVERHEAD: usize = 32;
-/// Bytes that channel data adds.
-const CHANNEL_OVERHEAD: usize = 4;
 /// Largest datagram that can carry an inner packet of [`MTU`]; room is left for peers that pad.
-const MAX_DATAGRAM: usize = MTU as usize + WG_OVERHEAD + CHANNEL_OVERHEAD + 16;
+const MAX_DATAGRAM: usize = MTU as usize + WG_OVERHEAD + channel_data::HEADER_LEN + 16;
 /// Room for one decrypted packet.
 const SCRATCH: usize = 2048;
 /// Packets read from the device before the sockets get their turn.
@@ -310,7 +308,7 @@ impl State {
             // it came by decides nothing.
             [64..=79, _, a, b, rest @ ..] if self.relays.contains(&datagram.from) => {
                 let len = usize::from(u16::from_be_bytes([*a, *b]));
-                (rest.len() >= len).then_some(CHANNEL_OVERHEAD)?
+                (rest.len() >= len).then_some(channel_data::HEADER_LEN)?
             }
             _ => 0,
         };
@@ -487,7 +485,7 @@ impl State {
             self.io.counters.count(DropReason::NoSession, 1);
             return false;
         }
-        let header = path.channel.map_or(0, |_| CHANNEL_OVERHEAD);
+        let header = path.channel.map_or(0, |_| channel_data::HEADER_LEN);
         let message = packet.len() + WG_OVERHEAD;
         let pushed = self.trains.push(
             path,
@@ -496,7 +494,10 @@ impl State {
             self.max_segments,
             |out| {
                 if let Some(channel) = path.channel {
-                    out[..CHANNEL_OVERHEAD].copy_from_slice(&channel_data_header(channel, message));
+                    let Some(head) = channel_data::header(channel, message) else {
+                        return false;
+                    };
+                    out[..header].copy_from_slice(&head);
                 }
                 matches!(
                     tunn.encapsulate(packet, &mut out[header..]),

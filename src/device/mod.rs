@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use tun::AbstractDevice as _;
 
 /// Largest inner packet, and the device's MTU (data-path spec §1.2).
-pub const MTU: u16 = 1280;
+pub const MTU: u16 = crate::packet::MAX_PACKET as u16;
 
 /// Why the device could not be made.
 #[derive(Debug, thiserror::Error)]

@@ -455,14 +455,18 @@ impl Core {
     fn route(&mut self, outgoing: Outgoing, now: Option<Instant>) {
         let Outgoing { route, payload } = outgoing;
         let transmit = match route {
-            Route::Path(path) => Transmit {
-                source: path.source,
-                destination: path.destination,
-                payload: match path.channel {
-                    Some(channel) => connectivity::channel_data(channel, &payload),
-                    None => payload,
-                },
-            },
+            Route::Path(path) => {
+                let payload = match path.channel {
+                    Some(channel) => connectivity::wrap(channel, &payload),
+                    None => Some(payload),
+                };
+                let Some(payload) = payload else { return };
+                Transmit {
+                    source: path.source,
+                    destination: path.destination,
+                    payload,
+                }
+            }
             Route::Reply { local, remote } => {
                 let Some(transmit) = now.and_then(|now| {
                     self.connectivity

@@ -48,3 +48,6 @@ pub const OLDEST_SANE_TIME: u64 = 1_704_067_200;
 /// How long an answer of the kernel may take. It normally takes microseconds; the bound is there
 /// because a message that cannot be parsed is dropped and its answer then never comes.
 pub const NETLINK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Preferred local UDP port (data-path spec §1.1).
+pub const UDP_PORT: u16 = 52_625;

@@ -12,9 +12,11 @@ use quinn_udp::{BATCH_SIZE, EcnCodepoint, RecvMeta, Transmit, UdpSocketState};
 use rustix::event::{PollFd, PollFlags};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::host::constants;
+
 /// Routing mark of every socket of this process, so that its packets never take the tunnel's
 /// routes (data-path spec §9).
-pub const FWMARK: u32 = crate::host::constants::FWMARK;
+pub const FWMARK: u32 = constants::FWMARK;
 
 /// Room for one receive buffer: the largest train of datagrams that GRO can hand over.
 const RECV_BUFFER: usize = 65_535;
@@ -49,9 +51,9 @@ impl Default for SocketOptions {
     /// Port and sizes of data-path spec §1.1.
     fn default() -> Self {
         Self {
-            port: 52_625,
-            send_buffer: 2 << 20,
-            recv_buffer: 16 << 20,
+            port: constants::UDP_PORT,
+            send_buffer: constants::UDP_SEND_BUFFER as usize,
+            recv_buffer: constants::UDP_RECEIVE_BUFFER as usize,
         }
     }
 }
@@ -383,16 +385,17 @@ impl Sockets {
 /// The local addresses that a datagram to the public internet would leave from, one per family.
 ///
 /// They make host candidates before any relay has answered. Nothing is sent: connecting a UDP
-/// socket only asks the routing table. The targets are public resolvers' well-known addresses.
+/// socket only asks the routing table. The targets are documentation addresses (RFC 5737 and
+/// RFC 3849), which stand for any address that is not near.
 pub fn default_source_addresses() -> Vec<IpAddr> {
     const TARGETS: [(IpAddr, IpAddr); 2] = [
         (
             IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-            IpAddr::V4(Ipv4Addr::new(192, 88, 99, 1)),
+            IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
         ),
         (
             IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-            IpAddr::V6(Ipv6Addr::new(0x2001, 0x4860, 0x4860, 0, 0, 0, 0, 0x8888)),
+            IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
         ),
     ];
     TARGETS
