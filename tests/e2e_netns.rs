@@ -362,3 +362,25 @@ fn an_address_where_no_portal_is_shows_in_the_status_with_its_cause() -> Result<
     lab.net
         .sh("gateway", "curl -sf http://127.0.0.1:8080/livez >/dev/null")
 }
+
+#[test]
+#[ignore = "needs root, coturn and network namespaces"]
+fn a_relay_that_restarts_without_its_memory_is_used_again() -> Result<()> {
+    let mut lab = Lab::new("relay-restart", gateway())?;
+    lab.block_direct()?;
+    lab.start_surroundings()?;
+    lab.start_gateway(&[])?;
+    lab.wait_ready()?;
+    lab.start_client(&[])?;
+    lab.fetch(&page(RESOURCE_V4))
+        .with_context(|| lab.net.logs())?;
+    lab.net.kill("coturn")?;
+    lab.start_relay()?;
+    lab.net
+        .eventually("a page again", Duration::from_secs(60), |net| {
+            net.sh(
+                "client",
+                &format!("curl -sf --max-time 3 http://{RESOURCE_V4}/ >/dev/null"),
+            )
+        })
+}

@@ -356,6 +356,7 @@ impl Connectivity {
         while let Some(client) = self.deadlines.pop_due(now) {
             self.with_connection(now, client, |c| c.handle_timeout(now));
         }
+        self.drain_relays(now);
         while let Some((at, id)) = self.check_order.front() {
             if now.duration_since(*at) < CHECK_MEMORY {
                 break;
@@ -445,12 +446,21 @@ impl Connectivity {
             connection.path_change(|relay, peer| relays.channel_to(now, relay, peer))
         {
             self.events.push_back(Event::PathChanged { client, path });
+            // A relay that has restarted answers keep-alives, but knows nothing of us any more.
+            if path.is_none()
+                && let Some(relay) = connection.relay()
+            {
+                self.relays.poke(now, relay);
+            }
         }
         if let Some(cause) = connection.failure(now) {
             failed = Some(cause);
         }
         match failed {
             Some(cause) => {
+                if let Some(relay) = connection.relay() {
+                    self.relays.poke(now, relay);
+                }
                 self.remove(client);
                 self.events.push_back(Event::Failed { client, cause });
             }
@@ -475,6 +485,7 @@ impl Connectivity {
             .filter(|g| g.relay == relay && g.kind == CandidateKind::Relayed)
             .map(|g| (g.addr, g.base))
             .collect();
+        self.relays.poke(now, relay);
         self.with_connection(now, client, |c| c.set_relay(relay, &relayed));
         self.bind_channels(now, client);
     }

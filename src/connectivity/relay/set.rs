@@ -390,6 +390,13 @@ impl RelaySet {
         }
     }
 
+    /// Checks that `relay` still knows our allocation; see [`Allocation::poke`] for how often.
+    pub fn poke(&mut self, now: Instant, relay: RelayId) {
+        if let Some(relay) = self.relays.get_mut(&relay) {
+            relay.allocation.poke(now);
+        }
+    }
+
     /// How to reach `peer` through `relay` now, see [`Allocation::channel_to`].
     pub fn channel_to(
         &self,
