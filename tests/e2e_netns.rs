@@ -384,3 +384,17 @@ fn a_relay_that_restarts_without_its_memory_is_used_again() -> Result<()> {
             )
         })
 }
+
+#[test]
+#[ignore = "needs root, coturn and network namespaces"]
+fn flushed_masquerading_rules_come_back() -> Result<()> {
+    let mut lab = Lab::start_all("flushed", gateway())?;
+    lab.net.sh("gateway", "nft flush ruleset")?;
+    lab.net
+        .eventually("the rules are back", Duration::from_secs(20), |net| {
+            net.sh("gateway", "nft list ruleset | grep -q masquerade")
+        })?;
+    let body = lab.fetch(&page(RESOURCE_V4))?;
+    ensure!(body.contains(GATEWAY_V4), "{body}");
+    Ok(())
+}

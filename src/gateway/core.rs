@@ -288,7 +288,7 @@ impl Core {
             }) => {
                 // Name resources are not translated yet: tell the client, so that it does not wait.
                 if let Some(answer) = control::domain_status(resource, &domain, false) {
-                    self.send_inner(client, &answer);
+                    self.send_inner(now, client, &answer);
                 }
             }
             Ok(Control::DomainStatus { .. } | Control::Unknown(_)) => {}
@@ -297,9 +297,9 @@ impl Core {
         self.drain(now);
     }
 
-    fn send_inner(&mut self, client: ClientId, packet: &[u8]) {
+    fn send_inner(&mut self, now: Instant, client: ClientId, packet: &[u8]) {
         if let Some(outgoing) = self.wireguard.encapsulate(client, packet) {
-            self.route(outgoing, None);
+            self.route(now, outgoing);
         }
     }
 
@@ -307,7 +307,7 @@ impl Core {
     pub fn shutdown(&mut self, now: Instant) {
         let clients: Vec<ClientId> = self.clients.keys().copied().collect();
         for client in clients {
-            self.send_inner(client, &control::goodbye());
+            self.send_inner(now, client, &control::goodbye());
             self.close(client);
         }
         self.drain(now);
@@ -382,12 +382,11 @@ impl Core {
                 AccessEvent::PolicyChanged { client, .. } => self.publish(client),
                 AccessEvent::ClientRemoved { client, cause } => {
                     tracing::info!(%client, cause = cause.as_str(), "Closing the client's connection");
-                    self.send_inner(client, &control::goodbye());
+                    self.send_inner(now, client, &control::goodbye());
                     self.close(client);
                 }
             }
         }
-        let _ = now;
     }
 
     /// Moves every part's output on until all are quiet.
@@ -409,7 +408,7 @@ impl Core {
                 }
             }
             while let Some(outgoing) = self.wireguard.poll_outgoing() {
-                self.route(outgoing, Some(now));
+                self.route(now, outgoing);
             }
             while let Some(transmit) = self.connectivity.poll_transmit() {
                 self.transmits.push_back(transmit);
@@ -452,7 +451,7 @@ impl Core {
         }
     }
 
-    fn route(&mut self, outgoing: Outgoing, now: Option<Instant>) {
+    fn route(&mut self, now: Instant, outgoing: Outgoing) {
         let Outgoing { route, payload } = outgoing;
         let transmit = match route {
             Route::Path(path) => {
@@ -468,10 +467,10 @@ impl Core {
                 }
             }
             Route::Reply { local, remote } => {
-                let Some(transmit) = now.and_then(|now| {
-                    self.connectivity
-                        .reply_transmit(now, local, remote, payload)
-                }) else {
+                let Some(transmit) = self
+                    .connectivity
+                    .reply_transmit(now, local, remote, payload)
+                else {
                     return;
                 };
                 transmit

@@ -4,7 +4,7 @@
 //! message can be read where operators look (`/readyz?verbose`, `status`).
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::admin::model::{DeviceStatus, HostFinding};
 use crate::config::Config;
@@ -18,7 +18,14 @@ use crate::net::{SocketOptions, Sockets};
 pub(super) struct Host {
     pub(super) tun: Arc<Tun>,
     pub(super) sockets: Arc<Sockets>,
-    masquerading: Result<(), NftError>,
+    masquerading: Arc<Mutex<Masquerading>>,
+}
+
+/// What is known about our nftables rules.
+struct Masquerading {
+    installed: Result<(), NftError>,
+    /// They were taken back for good; a check that is still under way must not restore them.
+    released: bool,
 }
 
 impl Host {
@@ -40,25 +47,39 @@ impl Host {
         })
         .map_err(|e| format!("cannot bind a UDP socket: {e}"))?;
         Ok(Self {
-            masquerading: nft::install(tun.name()),
+            masquerading: Arc::new(Mutex::new(Masquerading {
+                installed: nft::install(tun.name()),
+                released: false,
+            })),
             tun: Arc::new(tun),
             sockets: Arc::new(sockets),
         })
     }
 
-    /// Looks at the host anew, and restores masquerading if somebody has flushed it.
-    pub(super) fn check(&mut self, config: &Config) -> Vec<HostFinding> {
-        if !matches!(nft::is_installed(), Ok(true)) {
-            if self.masquerading.is_ok() {
-                tracing::warn!("The nftables rules are gone; installing them again");
+    /// A look at the host, which also restores masquerading if somebody has flushed it. It asks the
+    /// kernel, which may take its time: not for the slow path's own thread.
+    pub(super) fn checker(&self, config: &Config) -> impl FnOnce() -> Vec<HostFinding> + use<> {
+        let (config, tun) = (config.clone(), Arc::clone(&self.tun));
+        let masquerading = Arc::clone(&self.masquerading);
+        move || {
+            let mut state = masquerading.lock().unwrap_or_else(PoisonError::into_inner);
+            if !state.released && !matches!(nft::is_installed(), Ok(true)) {
+                if state.installed.is_ok() {
+                    tracing::warn!("The nftables rules are gone; installing them again");
+                }
+                state.installed = nft::install(tun.name());
             }
-            self.masquerading = nft::install(self.tun.name());
+            findings(&config, Nftables::Known(&state.installed))
         }
-        findings(config, Nftables::Known(&self.masquerading))
     }
 
     /// Takes back what the device does not take with it when it goes.
     pub(super) fn release(&self) {
+        let mut state = self
+            .masquerading
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        state.released = true;
         if let Err(error) = nft::remove() {
             tracing::debug!(%error, "nftables rules not removed");
         }

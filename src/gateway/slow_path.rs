@@ -11,7 +11,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep_until};
 use super::core::{Command, Core};
 use super::host_setup::{self, Host};
 use super::snapshot::{self, Facts, Surroundings};
-use crate::admin::model::{DeviceStatus, PortalState, Status};
+use crate::admin::model::{DeviceStatus, HostFinding, PortalState, Status};
 use crate::admin::{Drain, Heartbeat, Liveness};
 use crate::config::{Config, ExitStatus};
 use crate::datapath::peers::PeerTable;
@@ -85,13 +85,13 @@ pub(super) async fn run(
         facts,
         heartbeat: liveness.register("slow_path", Instant::now()),
     };
-    let mut host = match wait_for_host(&config, &mut around, &publisher, &mut signals).await {
+    let host = match wait_for_host(&config, &mut around, &publisher, &mut signals).await {
         Some(Ok(host)) => host,
         Some(Err(())) => return Ok(ExitStatus::HostLacks),
         None => return Ok(ExitStatus::Ok),
     };
     around.device = host.describe();
-    around.host = host.check(&config);
+    around.host = host.checker(&config)();
     let mut slow_path = SlowPath::new(config, around, publisher, host, &liveness)?;
     let exit = slow_path.serve(&mut signals).await;
     drain.begin();
@@ -197,8 +197,13 @@ struct SlowPath {
         mpsc::UnboundedSender<Configuration>,
         mpsc::UnboundedReceiver<Configuration>,
     ),
+    checks: (
+        mpsc::UnboundedSender<Vec<HostFinding>>,
+        mpsc::UnboundedReceiver<Vec<HostFinding>>,
+    ),
     token_seen: Option<SystemTime>,
     checked: Instant,
+    checking: bool,
 }
 
 /// What became of the device's addresses.
@@ -271,8 +276,10 @@ impl SlowPath {
             worker: Some(worker),
             network,
             configured: mpsc::unbounded_channel(),
+            checks: mpsc::unbounded_channel(),
             token_seen,
             checked: now,
+            checking: false,
         })
     }
 
@@ -303,6 +310,9 @@ impl SlowPath {
                     self.take(&mut batch);
                 }
                 Some(done) = self.configured.1.recv() => self.configuration_done(done),
+                Some(found) = self.checks.1.recv() => {
+                    (self.checking, self.around.host) = (false, found);
+                }
                 () = sleep_until(deadline.into()) => {}
                 _ = beat.tick() => self.beat(),
             }
@@ -439,9 +449,11 @@ impl SlowPath {
                 self.reload_token();
             }
         }
-        if now.duration_since(self.checked) >= HOST_CHECK {
-            self.checked = now;
-            self.around.host = self.host.check(&self.config);
+        if !self.checking && now.duration_since(self.checked) >= HOST_CHECK {
+            (self.checking, self.checked) = (true, now);
+            let (check, done) = (self.host.checker(&self.config), self.checks.0.clone());
+            // Nobody waits for the result any more when the gateway is shutting down.
+            tokio::task::spawn_blocking(move || done.send(check()));
         }
         self.core.note_wall(now, SystemTime::now());
         self.publish();

@@ -5,7 +5,7 @@
 //! over which path, is decided elsewhere.
 
 use std::collections::{HashMap, VecDeque};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -409,14 +409,6 @@ pub fn data_receiver(datagram: &[u8]) -> Option<u32> {
             Some(u32::from_le_bytes([*a, *b, *c, *d]))
         }
         _ => None,
-    }
-}
-
-/// Source address of a route's datagrams, for the socket layer.
-pub fn source_of(route: &Route) -> Option<IpAddr> {
-    match route {
-        Route::Path(path) => path.source,
-        Route::Reply { local, .. } => Some(local.ip()),
     }
 }
 
