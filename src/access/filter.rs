@@ -64,6 +64,17 @@ mod tests {
     }
 
     #[test]
+    fn a_list_of_filters_that_cannot_be_read_permits_nothing() {
+        let filters = Filters::new(&[Filter::Unreadable]);
+        for protocol in 0..=255 {
+            assert!(!filters.permits(protocol, 0), "{protocol}");
+            assert!(!filters.permits(protocol, 443), "{protocol}");
+        }
+        let filters = Filters::new(&[Filter::Unreadable, Filter::Icmp]);
+        assert!(filters.permits(1, 0) && !filters.permits(6, 443));
+    }
+
+    #[test]
     fn port_ranges_include_both_ends() {
         let filters = Filters::new(&[
             Filter::Tcp {

@@ -273,6 +273,7 @@ fn permits(filters: &[Filter], protocol: u8, port: u16) -> bool {
             Filter::Tcp { start, end } => protocol == 6 && (start..=end).contains(&port),
             Filter::Udp { start, end } => protocol == 17 && (start..=end).contains(&port),
             Filter::Icmp => [1, 58].contains(&protocol),
+            Filter::Unreadable => false,
         })
 }
 
@@ -294,10 +295,11 @@ fn random_filters(rng: &mut StdRng) -> Vec<Filter> {
     (0..*count)
         .map(|_| {
             let (start, end) = range(rng);
-            match rng.random_range(0..3) {
-                0 => Filter::Tcp { start, end },
-                1 => Filter::Udp { start, end },
-                _ => Filter::Icmp,
+            match rng.random_range(0..10) {
+                0..3 => Filter::Tcp { start, end },
+                3..6 => Filter::Udp { start, end },
+                6..9 => Filter::Icmp,
+                _ => Filter::Unreadable,
             }
         })
         .collect()

@@ -103,11 +103,22 @@ impl Core {
         self.drain(now);
     }
 
-    /// The channel is away: clients' traffic goes on, candidate changes are held.
-    pub fn disconnected(&mut self) {
+    /// The channel is away: clients' traffic goes on, candidate changes are held, those included
+    /// that were sent and may not have arrived (oldest first).
+    pub fn disconnected(&mut self, undelivered: Vec<Egress>) {
         self.joined = false;
-        // These belonged to the lost session; whoever still needs an answer asks again.
-        self.egress.clear();
+        // Answers belong to the lost session; whoever still needs one asks again.
+        let queued = std::mem::take(&mut self.egress);
+        self.hold_undelivered(undelivered.into_iter().chain(queued).collect());
+    }
+
+    /// Keeps what a session did not take, as far as it must survive the session.
+    pub fn hold_undelivered(&mut self, messages: Vec<Egress>) {
+        let clients = &self.clients;
+        self.outbox.restore(
+            messages.into_iter().filter(Egress::survives_reconnect),
+            |client| clients.contains_key(&client),
+        );
     }
 
     /// The token was refused: nobody may be served any more.

@@ -18,7 +18,7 @@ use crate::datapath::peers::PeerTable;
 use crate::datapath::worker::{Counters, Slow, Stop, Worker};
 use crate::host::network::Network;
 use crate::net;
-use crate::portal::channel::{Event, GaveUpReason};
+use crate::portal::channel::{Event, GaveUpReason, NotJoined};
 use crate::portal::driver::{Driver, PortalConfig};
 use crate::portal::login::{HostFacts, user_agent};
 use crate::portal::messages::{Egress, Interface};
@@ -201,10 +201,13 @@ struct SlowPath {
         mpsc::UnboundedSender<Vec<HostFinding>>,
         mpsc::UnboundedReceiver<Vec<HostFinding>>,
     ),
-    token_seen: Option<SystemTime>,
+    token_seen: Option<FileVersion>,
     checked: Instant,
     checking: bool,
 }
+
+/// Time of the last change, inode and length.
+type FileVersion = (SystemTime, u64, u64);
 
 /// What became of the device's addresses.
 struct Configuration {
@@ -263,7 +266,7 @@ impl SlowPath {
                 None
             }
         };
-        let token_seen = config.token_source.path().and_then(modified);
+        let token_seen = config.token_source.path().and_then(version);
         Ok(Self {
             config,
             around,
@@ -295,7 +298,7 @@ impl SlowPath {
             tokio::select! {
                 asked = signals.next() => match asked {
                     Asked::Stop => return ExitStatus::Ok,
-                    Asked::Reload => self.reload_token(),
+                    Asked::Reload => self.reload(),
                 },
                 event = self.portal.next() => {
                     if let Some(exit) = self.portal_event(event) {
@@ -345,12 +348,10 @@ impl SlowPath {
         let now = Instant::now();
         match event {
             Event::Connected => self.core.connected(now),
-            Event::Disconnected { .. } => self.core.disconnected(),
+            Event::Disconnected { undelivered, .. } => self.core.disconnected(undelivered),
             Event::Message(message) => self.core.handle_portal(now, message),
-            Event::Blocked { .. } => {
-                self.core.disconnected();
-                self.core.revoke_all(now);
-            }
+            // The end of the session was an event of its own.
+            Event::Blocked { .. } => self.core.revoke_all(now),
             Event::Unblocked => {}
             Event::GaveUp { reason, .. } => {
                 return Some(match reason {
@@ -363,9 +364,12 @@ impl SlowPath {
         None
     }
 
+    /// The session may be lost already without our having heard of it; what must survive is then
+    /// held like everything else that comes up while the portal is away.
     fn send(&mut self, message: Egress) {
-        if self.portal.send(message).is_err() {
-            tracing::debug!("a message for the portal was dropped: not joined");
+        if let Err(NotJoined(message)) = self.portal.send(message) {
+            tracing::debug!("a message for the portal comes too late for this session");
+            self.core.hold_undelivered(vec![message]);
         }
     }
 
@@ -444,9 +448,9 @@ impl SlowPath {
     fn beat(&mut self) {
         let now = Instant::now();
         if let Some(path) = self.config.token_source.path() {
-            let seen = modified(path);
+            let seen = version(path);
             if seen.is_some() && seen != self.token_seen {
-                self.reload_token();
+                self.read_token();
             }
         }
         if !self.checking && now.duration_since(self.checked) >= HOST_CHECK {
@@ -459,16 +463,21 @@ impl SlowPath {
         self.publish();
     }
 
-    fn reload_token(&mut self) {
-        self.token_seen = self.config.token_source.path().and_then(modified);
+    /// SIGHUP: somebody changed something here or at the portal.
+    fn reload(&mut self) {
+        tracing::info!("Reload asked for");
+        self.read_token();
+        // Whatever the backoff says, and even if the token is the same: it may have been made valid
+        // at the portal.
+        self.portal.retry_now();
+    }
+
+    fn read_token(&mut self) {
+        self.token_seen = self.config.token_source.path().and_then(version);
         match self.config.token_source.reload() {
-            Some(Ok(token)) => {
-                tracing::info!("Token read again");
-                self.portal.token_changed(token);
-            }
+            Some(Ok(token)) => self.portal.token_read(token),
             Some(Err(error)) => tracing::warn!(%error, "Token not read again"),
-            // Asked for by hand: try at once, whatever the backoff says.
-            None => self.portal.network_changed(),
+            None => {}
         }
     }
 
@@ -502,6 +511,11 @@ impl SlowPath {
     }
 }
 
-fn modified(path: &std::path::Path) -> Option<SystemTime> {
-    std::fs::metadata(path).ok()?.modified().ok()
+/// What tells one content of a file from the next: a new file in its place may be as old as the
+/// one before.
+fn version(path: &std::path::Path) -> Option<FileVersion> {
+    use std::os::unix::fs::MetadataExt as _;
+
+    let metadata = std::fs::metadata(path).ok()?;
+    Some((metadata.modified().ok()?, metadata.ino(), metadata.len()))
 }

@@ -5,13 +5,14 @@
 //! [`Channel::handle_timeout`] at the time that [`Channel::poll_timeout`] names. There is at most
 //! one attempt or socket at any time; inputs that belong to none are ignored.
 
+mod expected;
 mod inbound;
 mod session;
 mod status;
 mod types;
 
 #[cfg(test)]
-mod random_tests;
+mod schedules;
 #[cfg(test)]
 mod tests;
 
@@ -21,12 +22,15 @@ use std::time::{Duration, Instant};
 use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
 
+pub use self::expected::ANSWER_TIMEOUT;
+use self::expected::Habits;
 use self::session::Session;
 pub use self::types::{
-    Action, Attempt, ChannelConfig, CloseCause, Counters, EndedOutage, Event, GaveUpReason,
-    Milestone, NotJoined, Timer,
+    Action, Attempt, AttemptCause, ChannelConfig, CloseCause, Counters, EndedOutage, Event,
+    GaveUpReason, Milestone, NotJoined, Outcome, Timer,
 };
 use super::error::{ErrorType, Failure};
+use super::login::Protocol;
 use super::messages::Egress;
 use super::reconnect::{CONFIRM_BOUNDS, DelayReason, Reconnect, Verdict};
 use super::wire;
@@ -55,9 +59,15 @@ const MAX_HELD: usize = 256;
 #[derive(Debug)]
 enum Phase {
     Idle,
-    Dialling { deadline: Instant },
+    Dialling {
+        deadline: Instant,
+    },
     Open(Session),
-    Waiting { until: Instant, delay: Duration },
+    Waiting {
+        until: Instant,
+        delay: Duration,
+        cause: AttemptCause,
+    },
     GaveUp,
     Closed,
 }
@@ -83,8 +93,14 @@ pub struct Channel {
     blocked: Option<Failure>,
     /// A token was withdrawn once and not yet proved good or bad.
     suspect: bool,
-    /// The network changed during the attempt: its failure says little.
-    hurry: bool,
+    /// Why a failure of the attempt under way would say little, if it would: the next one follows
+    /// at once.
+    hurry: Option<AttemptCause>,
+    /// Which version of the channel the next attempt asks for.
+    protocol: Protocol,
+    /// The other version was tried at once in this outage; from then on they take turns.
+    tried_other_protocol: bool,
+    habits: Habits,
     /// The attempt's end was not yet reported.
     attempt_open: bool,
     last_dial_at: Option<Instant>,
@@ -114,7 +130,10 @@ impl Channel {
             phase: Phase::Idle,
             blocked: None,
             suspect: false,
-            hurry: false,
+            hurry: None,
+            protocol: Protocol::default(),
+            tried_other_protocol: false,
+            habits: Habits::default(),
             attempt_open: false,
             last_dial_at: None,
             counters: Counters::default(),
@@ -178,8 +197,8 @@ impl Channel {
         if matches!(self.phase, Phase::Idle | Phase::GaveUp | Phase::Closed) {
             self.blocked = None;
             self.suspect = false;
-            tracing::info!(url = %self.config.url, "connecting to the portal");
-            self.dial(now, Duration::ZERO);
+            tracing::info!(url = %self.url(), "connecting to the portal");
+            self.dial(now, Duration::ZERO, AttemptCause::Start);
         }
         self.track_state(now);
     }
@@ -187,7 +206,7 @@ impl Channel {
     /// The WebSocket upgrade succeeded: joins.
     pub fn socket_opened(&mut self, now: Instant) {
         if matches!(self.phase, Phase::Dialling { .. }) {
-            let (session, join) = Session::open(now);
+            let (session, join) = Session::open(now, self.protocol);
             self.phase = Phase::Open(session);
             self.actions.push_back(join);
             self.milestones.push_back(Milestone::JoinStarted);
@@ -241,14 +260,16 @@ impl Channel {
     ///
     /// # Errors
     ///
-    /// While not joined; nothing is kept for later, the caller holds what must survive.
-    pub fn send(&mut self, _now: Instant, message: &Egress) -> Result<(), NotJoined> {
+    /// While not joined; the message comes back. What was accepted and must survive comes back with
+    /// [`Event::Disconnected`] unless it is known to have arrived.
+    pub fn send(&mut self, now: Instant, message: Egress) -> Result<(), NotJoined> {
         match &mut self.phase {
             Phase::Open(session) if session.joined_since().is_some() => {
-                self.actions.push_back(session.message(message));
+                self.actions
+                    .push_back(session.message(now, &message, &self.habits));
                 Ok(())
             }
-            _ => Err(NotJoined),
+            _ => Err(NotJoined(message)),
         }
     }
 
@@ -273,8 +294,37 @@ impl Channel {
                 }
                 self.unblock();
                 self.reconnect.restart_growth();
-                self.dial(now, Duration::ZERO);
+                self.dial(now, Duration::ZERO, AttemptCause::TokenChange);
             }
+        }
+        self.track_state(now);
+    }
+
+    /// Somebody who knows more than we do asks for it: whatever is being waited for ends, the
+    /// check of a refused token included. A joined socket is probed. Access stays closed until the
+    /// portal accepts the token.
+    pub fn retry_now(&mut self, now: Instant) {
+        let at = self.earliest(now);
+        match &mut self.phase {
+            Phase::Waiting {
+                until,
+                delay,
+                cause,
+            } => {
+                if at < *until {
+                    *delay = delay.saturating_sub(*until - at);
+                    *until = at;
+                    *cause = AttemptCause::Request;
+                    self.reconnect.restart_growth();
+                    tracing::info!("asked to connect to the portal without waiting");
+                }
+            }
+            Phase::Dialling { .. } => self.hurry = Some(AttemptCause::Request),
+            Phase::Open(session) if session.joined_since().is_some() => {
+                self.actions.extend(session.probe(now));
+            }
+            Phase::Open(_) => self.hurry = Some(AttemptCause::Request),
+            Phase::Idle | Phase::GaveUp | Phase::Closed => {}
         }
         self.track_state(now);
     }
@@ -282,14 +332,18 @@ impl Channel {
     /// Addresses or routes of the host changed. Waiting ends; a joined socket is probed rather
     /// than dropped, since most changes do not concern it.
     pub fn network_changed(&mut self, now: Instant) {
-        let earliest = self.hurried(now);
+        let earliest = self.earliest(now);
         match &mut self.phase {
-            Phase::Dialling { .. } => self.hurry = true,
+            Phase::Dialling { .. } => self.hurry = Some(AttemptCause::NetworkChange),
             Phase::Open(session) if session.joined_since().is_some() => {
                 self.actions.extend(session.probe(now));
             }
-            Phase::Open(_) => self.hurry = true,
-            Phase::Waiting { until, delay } if self.blocked.is_none() => {
+            Phase::Open(_) => self.hurry = Some(AttemptCause::NetworkChange),
+            Phase::Waiting {
+                until,
+                delay,
+                cause,
+            } if self.blocked.is_none() => {
                 let at = if self.suspect {
                     // A withdrawn token is never tried again without a pause.
                     earliest.max(*until - *delay + CONFIRM_BOUNDS.0)
@@ -299,6 +353,7 @@ impl Channel {
                 if at < *until {
                     *delay = delay.saturating_sub(*until - at);
                     *until = at;
+                    *cause = AttemptCause::NetworkChange;
                     self.reconnect.restart_growth();
                     tracing::info!("the network changed; connecting to the portal without waiting");
                 }
@@ -320,7 +375,7 @@ impl Channel {
             self.attempt_open = false;
             self.milestones.push_back(Milestone::AttemptAbandoned);
         }
-        self.end_outage(now, false);
+        self.end_outage(now, Outcome::Abandoned);
         self.phase = Phase::Closed;
         self.blocked = None;
         self.track_state(now);
@@ -340,9 +395,9 @@ impl Channel {
 
     fn timer_fired(&mut self, now: Instant, timer: Timer) {
         match (&mut self.phase, timer) {
-            (Phase::Waiting { delay, .. }, _) => {
-                let delay = *delay;
-                self.dial(now, delay);
+            (Phase::Waiting { delay, cause, .. }, _) => {
+                let (delay, cause) = (*delay, *cause);
+                self.dial(now, delay, cause);
             }
             (Phase::Dialling { .. }, _) => {
                 let failure = Failure::new(ErrorType::UpgradeTimeout, "the attempt hangs");
@@ -361,8 +416,34 @@ impl Channel {
             (Phase::Open(session), Timer::Heartbeat) => {
                 self.actions.extend(session.heartbeat_due(now));
             }
+            (Phase::Open(session), Timer::Answer) => {
+                let Some((_, answer)) = session.expected().deadline() else {
+                    return;
+                };
+                self.habits.note(answer, false);
+                let missing = answer.describe();
+                let limit = ANSWER_TIMEOUT.as_secs();
+                let failure = if session.heartbeats_are_answered() {
+                    Failure::new(
+                        ErrorType::StreamSilent,
+                        format!(
+                            "the portal answers heartbeats, but {missing} did not come within \
+                             {limit} s"
+                        ),
+                    )
+                } else {
+                    Failure::new(
+                        ErrorType::HeartbeatTimeout,
+                        format!(
+                            "the portal answers neither heartbeats nor did {missing} come within \
+                             {limit} s"
+                        ),
+                    )
+                };
+                self.fail(now, failure, Hangup::Politely);
+            }
             (Phase::Open(_), Timer::Probe) => {
-                self.hurry = true;
+                self.hurry = Some(AttemptCause::NetworkChange);
                 let failure = Failure::new(
                     ErrorType::HeartbeatTimeout,
                     "the connection did not survive a change of the network",
@@ -372,17 +453,18 @@ impl Channel {
             (Phase::Open(session), _) => {
                 let joined_at = session.set_stable();
                 self.suspect = false;
-                self.end_outage(joined_at.unwrap_or(now), true);
+                self.tried_other_protocol = false;
+                self.end_outage(joined_at.unwrap_or(now), Outcome::Joined);
             }
             (Phase::Idle | Phase::GaveUp | Phase::Closed, _) => {}
         }
     }
 
-    fn dial(&mut self, now: Instant, delay: Duration) {
+    fn dial(&mut self, now: Instant, delay: Duration, cause: AttemptCause) {
         if self.blocked.is_none() {
             self.reconnect.thaw(now);
         }
-        self.hurry = false;
+        self.hurry = None;
         self.attempt_open = true;
         self.last_dial_at = Some(now);
         self.counters.attempts += 1;
@@ -393,6 +475,8 @@ impl Channel {
             delay,
             outage_elapsed: outage
                 .map_or(Duration::ZERO, |o| now.saturating_duration_since(o.since())),
+            protocol: self.protocol,
+            cause,
         };
         tracing::debug!(attempt = attempt.number, delay = ?delay, "dialling the portal");
         self.actions.push_back(Action::Dial(attempt));
@@ -413,6 +497,12 @@ impl Channel {
     fn fail(&mut self, now: Instant, failure: Failure, hangup: Hangup) {
         self.hang_up(hangup);
         let was_joined = self.is_joined();
+        let undelivered = match &mut self.phase {
+            Phase::Open(session) => session.take_unconfirmed(),
+            _ => Vec::new(),
+        };
+        self.milestones
+            .push_back(Milestone::Failed(failure.clone()));
         if std::mem::take(&mut self.attempt_open) {
             self.milestones
                 .push_back(Milestone::AttemptFailed(failure.clone()));
@@ -422,8 +512,10 @@ impl Channel {
         if was_joined {
             self.events.push_back(Event::Disconnected {
                 failure: failure.clone(),
+                undelivered,
             });
         }
+        self.choose_protocol(&failure);
 
         if self.blocked.is_some() {
             return self.wait_blocked(now, failure);
@@ -439,7 +531,7 @@ impl Channel {
                     delay = ?delay,
                     "the portal withdrew the token; making sure with one fresh connection"
                 );
-                self.wait(now, delay);
+                self.wait(now, delay, AttemptCause::Confirmation);
             }
             kind if is_refusal(kind) => self.block(now, failure),
             _ => match self.reconnect.failed(now, &failure) {
@@ -459,10 +551,14 @@ impl Channel {
         mut delay: Duration,
         reason: DelayReason,
     ) {
-        let hurried = self.hurried(now).saturating_duration_since(now);
-        if self.hurry && reason == DelayReason::Backoff && hurried < delay {
+        let hurried = self.earliest(now).saturating_duration_since(now);
+        let mut cause = AttemptCause::Failure(reason);
+        if let Some(hurry) = self.hurry
+            && reason == DelayReason::Backoff
+            && hurried < delay
+        {
             self.reconnect.restart_growth();
-            delay = hurried;
+            (delay, cause) = (hurried, hurry);
         }
         let failures = self.reconnect.outage().map_or(0, |o| o.failures());
         let delay_s = delay.as_secs_f64();
@@ -481,14 +577,43 @@ impl Channel {
                 "no connection to the portal; next attempt in {delay_s:.1} s"
             );
         }
-        self.wait(now, delay);
+        self.wait(now, delay, cause);
     }
 
-    fn wait(&mut self, now: Instant, delay: Duration) {
+    fn wait(&mut self, now: Instant, delay: Duration, cause: AttemptCause) {
         self.phase = Phase::Waiting {
             until: now + delay,
             delay,
+            cause,
         };
+    }
+
+    /// A portal that does not know the path of one version is asked for the other: at once the
+    /// first time, since nothing is wrong with the connection, then in turns. Every outage begins
+    /// with version 2 again; the portal may have been updated in it.
+    fn choose_protocol(&mut self, failure: &Failure) {
+        if self.reconnect.outage().is_none() {
+            self.protocol = Protocol::default();
+            self.tried_other_protocol = false;
+        }
+        if failure.http_status != Some(404) {
+            return;
+        }
+        self.protocol = self.protocol.other();
+        tracing::info!(
+            protocol = self.protocol.as_str(),
+            "the portal does not know this version of the channel; asking for the other one"
+        );
+        if !std::mem::replace(&mut self.tried_other_protocol, true) {
+            self.hurry = Some(AttemptCause::OtherProtocol);
+        }
+    }
+
+    fn url(&self) -> &str {
+        match self.protocol {
+            Protocol::V1 => &self.config.url_v1,
+            Protocol::V2 => &self.config.url_v2,
+        }
     }
 
     fn block(&mut self, now: Instant, failure: Failure) {
@@ -522,7 +647,7 @@ impl Channel {
                  the token changes"
             );
         }
-        self.wait(now, delay);
+        self.wait(now, delay, AttemptCause::Recheck);
     }
 
     fn unblock(&mut self) {
@@ -538,12 +663,12 @@ impl Channel {
             reason = ?reason,
             "giving up on the portal"
         );
-        self.end_outage(now, false);
+        self.end_outage(now, Outcome::GaveUp);
         self.phase = Phase::GaveUp;
         self.events.push_back(Event::GaveUp { failure, reason });
     }
 
-    fn end_outage(&mut self, until: Instant, recovered: bool) {
+    fn end_outage(&mut self, until: Instant, outcome: Outcome) {
         let Some(outage) = self.reconnect.take() else {
             return;
         };
@@ -551,10 +676,11 @@ impl Channel {
             since: outage.since(),
             until,
             cause: outage.cause(),
+            last_cause: outage.last_cause(),
             failures: outage.failures(),
-            recovered,
+            outcome,
         };
-        if recovered {
+        if outcome == Outcome::Joined {
             tracing::info!(
                 outage_s = until.saturating_duration_since(ended.since).as_secs(),
                 failures = ended.failures,
@@ -565,8 +691,8 @@ impl Channel {
         self.milestones.push_back(Milestone::OutageEnded(ended));
     }
 
-    /// The earliest time for an attempt that a network change calls for.
-    fn hurried(&self, now: Instant) -> Instant {
+    /// The earliest time for an attempt that does not wait for the backoff.
+    fn earliest(&self, now: Instant) -> Instant {
         self.last_dial_at
             .map_or(now, |at| now.max(at + HURRIED_SPACING))
     }

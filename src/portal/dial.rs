@@ -32,6 +32,7 @@ pub use self::transport::Transport;
 use self::transport::{Io, lend};
 use super::error::{ErrorType, Failure};
 use super::login::{self, LoginUrl};
+use crate::telemetry::names;
 
 /// Mark on every socket of the gateway, so that routing can tell its own traffic from that of the
 /// tunnel (portal-channel spec §1.5).
@@ -105,37 +106,37 @@ pub async fn dial(request: DialRequest) -> Result<Socket, Failure> {
 
     let addresses = step(
         info_span!(
-            "dns.resolve",
-            "error.type" = field::Empty,
-            "otel.status_code" = field::Empty
+            names::span::DNS_RESOLVE,
+            { names::ERROR_TYPE } = field::Empty,
+            { names::OTEL_STATUS_CODE } = field::Empty
         ),
         resolve(login, deadline),
     )
     .await?;
     let tcp = step(
         info_span!(
-            "tcp.connect",
-            "network.peer.address" = field::Empty,
-            "error.type" = field::Empty,
-            "otel.status_code" = field::Empty
+            names::span::TCP_CONNECT,
+            { names::NETWORK_PEER_ADDRESS } = field::Empty,
+            { names::ERROR_TYPE } = field::Empty,
+            { names::OTEL_STATUS_CODE } = field::Empty
         ),
         connect_any(&addresses, deadline),
     )
     .await?;
     let stream: Box<dyn Io> = if login.is_tls() {
         let span = info_span!(
-            "tls.handshake",
-            "error.type" = field::Empty,
-            "otel.status_code" = field::Empty
+            names::span::TLS_HANDSHAKE,
+            { names::ERROR_TYPE } = field::Empty,
+            { names::OTEL_STATUS_CODE } = field::Empty
         );
         step(span, handshake(tcp, login, request.tls, deadline)).await?
     } else {
         Box::new(tcp)
     };
     let span = info_span!(
-        "websocket.upgrade",
-        "error.type" = field::Empty,
-        "otel.status_code" = field::Empty
+        names::span::WS_UPGRADE,
+        { names::ERROR_TYPE } = field::Empty,
+        { names::OTEL_STATUS_CODE } = field::Empty
     );
     step(
         span,
@@ -148,8 +149,8 @@ pub async fn dial(request: DialRequest) -> Result<Socket, Failure> {
 async fn step<T>(span: Span, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let result = work.instrument(span.clone()).await;
     if let Err(failure) = &result {
-        span.record("error.type", failure.kind.as_str());
-        span.record("otel.status_code", "ERROR");
+        span.record(names::ERROR_TYPE, failure.kind.as_str());
+        span.record(names::OTEL_STATUS_CODE, "ERROR");
     }
     result
 }
@@ -188,7 +189,7 @@ async fn connect_any(addresses: &[SocketAddr], deadline: Instant) -> Result<TcpS
     loop {
         match timeout_at(deadline, race.next()).await {
             Ok(Some((address, Ok(stream)))) => {
-                Span::current().record("network.peer.address", field::display(address.ip()));
+                Span::current().record(names::NETWORK_PEER_ADDRESS, field::display(address.ip()));
                 return Ok(stream);
             }
             Ok(Some((address, Err(error)))) => errors.push((address, error)),

@@ -15,7 +15,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime};
 
 use rustls::ClientConfig;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use tokio::time::{sleep_until, timeout};
 use tracing::Instrument;
 use url::Url;
@@ -27,7 +27,7 @@ use super::channel::{
 };
 use super::dial::{DialRequest, Socket, dial, tls_config};
 use super::error::Failure;
-use super::login::{LoginError, LoginUrl, external_id};
+use super::login::{LoginError, LoginUrl, Protocol, external_id};
 use super::messages::Egress;
 use crate::admin::model::PortalStatus;
 
@@ -60,7 +60,8 @@ type Dialling = Pin<Box<dyn Future<Output = Result<Socket, Failure>> + Send>>;
 /// See the module documentation.
 pub struct Driver {
     channel: Channel,
-    login: LoginUrl,
+    login_v1: LoginUrl,
+    login_v2: LoginUrl,
     token: SecretString,
     user_agent: String,
     tls: Arc<ClientConfig>,
@@ -86,14 +87,19 @@ impl Driver {
     }
 
     fn with_tls(config: PortalConfig, tls: Arc<ClientConfig>) -> Result<Self, LoginError> {
-        let login = LoginUrl::new(
-            &config.api_url,
-            &external_id(&config.external_id_source),
-            &config.name,
-            &config.public_key,
-        )?;
+        let login = |protocol| {
+            LoginUrl::new(
+                &config.api_url,
+                &external_id(&config.external_id_source),
+                &config.name,
+                &config.public_key,
+                protocol,
+            )
+        };
+        let (login_v1, login_v2) = (login(Protocol::V1)?, login(Protocol::V2)?);
         let channel_config = ChannelConfig {
-            url: login.display(),
+            url_v1: login_v1.display(),
+            url_v2: login_v2.display(),
             max_partition_time: config.max_partition_time,
             exit_on_auth_failure: config.exit_on_auth_failure,
         };
@@ -101,8 +107,9 @@ impl Driver {
         channel.start(now());
         Ok(Self {
             channel,
-            trace: Trace::new(&login),
-            login,
+            trace: Trace::new(&login_v2),
+            login_v1,
+            login_v2,
             token: config.token,
             user_agent: config.user_agent,
             tls,
@@ -128,16 +135,23 @@ impl Driver {
     ///
     /// # Errors
     ///
-    /// While not joined; the message is dropped, the caller holds what must survive.
+    /// While not joined; the message comes back. See [`Channel::send`].
     pub fn send(&mut self, message: Egress) -> Result<(), NotJoined> {
-        self.channel.send(now(), &message)
+        self.channel.send(now(), message)
     }
 
-    /// Another token: used at once unless the channel is joined, and then from the next connection
-    /// on.
-    pub fn token_changed(&mut self, token: SecretString) {
-        self.token = token;
-        self.channel.token_changed(now());
+    /// The token was read again. Another one is used at once unless the channel is joined, and
+    /// then from the next connection on.
+    pub fn token_read(&mut self, token: SecretString) {
+        if token.expose_secret() != self.token.expose_secret() {
+            self.token = token;
+            self.channel.token_changed(now());
+        }
+    }
+
+    /// Somebody asks for an attempt without waiting.
+    pub fn retry_now(&mut self) {
+        self.channel.retry_now(now());
     }
 
     /// Addresses or routes of the host changed.
@@ -183,8 +197,12 @@ impl Driver {
         while let Some(action) = self.channel.poll_action() {
             match action {
                 Action::Dial(attempt) => {
+                    let login = match attempt.protocol {
+                        Protocol::V1 => &self.login_v1,
+                        Protocol::V2 => &self.login_v2,
+                    };
                     let request = DialRequest {
-                        login: self.login.clone(),
+                        login: login.clone(),
                         token: self.token.clone(),
                         user_agent: self.user_agent.clone(),
                         tls: Arc::clone(&self.tls),

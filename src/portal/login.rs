@@ -14,6 +14,43 @@ use base64::engine::general_purpose::STANDARD;
 /// (portal-channel spec §1.1), also for `ws` and `http`.
 pub const DEFAULT_PORT: u16 = 443;
 
+/// Version of the gateway channel. The two differ in the path and in the names of two events
+/// (portal-channel spec §4.1).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Protocol {
+    /// `authorize_flow`, `flow_authorized`; what portals of 2024 speak.
+    V1,
+    /// `create_authorization`, `authorization_created`.
+    #[default]
+    V2,
+}
+
+impl Protocol {
+    /// The one to try when the portal does not know this one.
+    #[must_use]
+    pub const fn other(self) -> Self {
+        match self {
+            Self::V1 => Self::V2,
+            Self::V2 => Self::V1,
+        }
+    }
+
+    /// As it appears in logs and spans.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::V1 => "v1",
+            Self::V2 => "v2",
+        }
+    }
+
+    const fn path(self) -> &'static [&'static str] {
+        match self {
+            Self::V1 => &["gateway", "websocket"],
+            Self::V2 => &["gateway", "v2", "websocket"],
+        }
+    }
+}
+
 /// Where to connect to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LoginUrl {
@@ -40,7 +77,7 @@ pub enum LoginError {
 }
 
 impl LoginUrl {
-    /// Builds the URL of the gateway socket, protocol v2 (portal-channel spec §1.1, §1.2).
+    /// Builds the URL of the gateway socket (portal-channel spec §1.1, §1.2).
     ///
     /// # Errors
     ///
@@ -50,6 +87,7 @@ impl LoginUrl {
         external_id: &str,
         name: &str,
         public_key: &[u8; 32],
+        protocol: Protocol,
     ) -> Result<Self, LoginError> {
         let scheme = match api_url.scheme() {
             "ws" | "http" => "ws",
@@ -70,7 +108,7 @@ impl LoginUrl {
         url.path_segments_mut()
             .map_err(|()| LoginError::NoHost)?
             .pop_if_empty()
-            .extend(["gateway", "v2", "websocket"]);
+            .extend(protocol.path());
         url.query_pairs_mut()
             .clear()
             .append_pair("external_id", external_id)
@@ -222,7 +260,14 @@ mod tests {
     const KEY: [u8; 32] = [2; 32];
 
     fn login(base: &str) -> LoginUrl {
-        LoginUrl::new(&base.parse().unwrap(), "5f0ce1", "edge-7", &KEY).unwrap()
+        LoginUrl::new(
+            &base.parse().unwrap(),
+            "5f0ce1",
+            "edge-7",
+            &KEY,
+            Protocol::V2,
+        )
+        .unwrap()
     }
 
     #[test]
@@ -232,6 +277,18 @@ mod tests {
             "wss://cp.example.net/gateway/v2/websocket?external_id=5f0ce1&name=edge-7\
              &public_key=AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI%3D"
         );
+    }
+
+    #[test]
+    fn version_1_differs_in_the_path_alone() {
+        let base = "wss://h/base/".parse().unwrap();
+        let v1 = LoginUrl::new(&base, "5f0ce1", "edge-7", &KEY, Protocol::V1).unwrap();
+        assert_eq!(v1.display(), "wss://h/base/gateway/websocket");
+        assert_eq!(v1.as_url().query(), login("wss://h/base").as_url().query());
+        for protocol in [Protocol::V1, Protocol::V2] {
+            assert_eq!(protocol.other().other(), protocol);
+            assert_ne!(protocol.other(), protocol);
+        }
     }
 
     #[test]
@@ -259,6 +316,7 @@ mod tests {
             "a+b/c=d",
             "my gateway é",
             &KEY,
+            Protocol::V2,
         )
         .unwrap();
         assert!(
@@ -299,10 +357,11 @@ mod tests {
     #[test]
     fn other_schemes_are_refused() {
         assert_eq!(
-            LoginUrl::new(&"ftp://h".parse().unwrap(), "i", "n", &KEY),
+            LoginUrl::new(&"ftp://h".parse().unwrap(), "i", "n", &KEY, Protocol::V2),
             Err(LoginError::Scheme("ftp".to_owned()))
         );
-        assert!(LoginUrl::new(&"mailto:a@b".parse().unwrap(), "i", "n", &KEY).is_err());
+        let mail = "mailto:a@b".parse().unwrap();
+        assert!(LoginUrl::new(&mail, "i", "n", &KEY, Protocol::V2).is_err());
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Messages of the gateway's Phoenix channel, protocol v2 (portal-channel spec §4).
+//! Messages of the gateway's Phoenix channel (portal-channel spec §4), under the names that they have
+//! in version 2; [`super::wire`] knows those of version 1.
 //!
 //! These types are what the rest of the gateway works with; [`super::wire`] turns frames into them
 //! and decides what a malformed frame costs.
@@ -73,6 +74,21 @@ pub enum Egress {
         /// Whether ICE-less path finding is supported.
         iceless: bool,
     },
+}
+
+impl Egress {
+    /// Whether the message must reach the portal even if the connection is lost meanwhile
+    /// (portal-channel spec §4.6). Everything else is about the one session: the portal forgets the
+    /// request that an answer belongs to, and sends relays by itself after a join.
+    pub fn survives_reconnect(&self) -> bool {
+        match self {
+            Self::BroadcastIceCandidates { .. }
+            | Self::BroadcastInvalidatedIceCandidates { .. } => true,
+            Self::AuthorizationCreated { .. }
+            | Self::NoRelays
+            | Self::SetSnownetCapabilities { .. } => false,
+        }
+    }
 }
 
 /// `init` (§4.3).
@@ -241,6 +257,8 @@ pub enum Filter {
     },
     /// All of ICMP or ICMPv6.
     Icmp,
+    /// One that we cannot read; allows nothing.
+    Unreadable,
 }
 
 /// `relays_presence` (§6.2).

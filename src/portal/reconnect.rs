@@ -31,6 +31,10 @@ pub const RETRY_AFTER_BOUNDS: (Duration, Duration) =
     (Duration::from_secs(1), Duration::from_secs(300));
 /// After a deliberate close everybody comes back at once; the first retry is spread over this.
 pub const DELIBERATE_CLOSE_SPREAD: Duration = Duration::from_secs(10);
+/// …and the delays that follow grow from here, before jitter. From [`INITIAL_INTERVAL`] everybody
+/// would try six more times within the first ten seconds, which undoes the spreading; from here on
+/// second attempts begin to come only as the first ones end (`docs/herd.md`).
+pub const DELIBERATE_CLOSE_INTERVAL: Duration = Duration::from_secs(12);
 /// Bounds of the pause between checks of a refused token: at most 12 per hour.
 pub const RECHECK_BOUNDS: (Duration, Duration) =
     (Duration::from_secs(300), Duration::from_secs(360));
@@ -82,6 +86,7 @@ impl backoff::Clock for GivenTime {
 pub struct Outage {
     since: Instant,
     cause: ErrorType,
+    last_cause: ErrorType,
     failures: u32,
     /// Its `start_time` moves forward by every frozen stretch, so that elapsed time is charged time.
     policy: ExponentialBackoff<GivenTime>,
@@ -94,6 +99,7 @@ impl Outage {
         Self {
             since: now,
             cause,
+            last_cause: cause,
             failures: 0,
             policy: ExponentialBackoff {
                 current_interval: INITIAL_INTERVAL,
@@ -119,6 +125,11 @@ impl Outage {
     /// The first error.
     pub fn cause(&self) -> ErrorType {
         self.cause
+    }
+
+    /// The last error.
+    pub fn last_cause(&self) -> ErrorType {
+        self.last_cause
     }
 
     /// Errors so far.
@@ -186,6 +197,10 @@ impl Reconnect {
 
         if failure.is_deliberate_close() && !outage.spread_used {
             outage.spread_used = true;
+            outage.policy.current_interval = outage
+                .policy
+                .current_interval
+                .max(DELIBERATE_CLOSE_INTERVAL);
             let delay = self.rng.random_range(MIN_DELAY..=DELIBERATE_CLOSE_SPREAD);
             return within(delay, left, DelayReason::Spread);
         }
@@ -257,6 +272,7 @@ fn note<'a>(
 ) -> &'a mut Outage {
     let outage = outage.get_or_insert_with(|| Outage::new(now, failure.kind, budget));
     outage.failures = outage.failures.saturating_add(1);
+    outage.last_cause = failure.kind;
     outage
 }
 

@@ -12,6 +12,7 @@ mod tests;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::login::Protocol;
 use super::messages::{Egress, Ingress};
 
 /// Topic of the gateway's channel.
@@ -198,11 +199,15 @@ pub fn encode_heartbeat(reference: u64) -> String {
     .encode()
 }
 
-/// A message of the gateway (portal-channel spec §4).
-pub fn encode(message: &Egress, reference: u64) -> String {
+/// A message of the gateway (portal-channel spec §4), under the name that it has in `protocol`.
+pub fn encode(message: &Egress, reference: u64, protocol: Protocol) -> String {
     let (event, payload) = match message {
         Egress::AuthorizationCreated { reference } => {
-            ("authorization_created", json!({ "ref": reference }))
+            let event = match protocol {
+                Protocol::V1 => "flow_authorized",
+                Protocol::V2 => "authorization_created",
+            };
+            (event, json!({ "ref": reference }))
         }
         Egress::BroadcastIceCandidates {
             client_ids,

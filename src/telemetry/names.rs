@@ -31,6 +31,13 @@ pub const NETWORK_TYPE: &str = "network.type";
 pub const NETWORK_PROTOCOL_NAME: &str = "network.protocol.name";
 /// `ws` or `wss`.
 pub const URL_SCHEME: &str = "url.scheme";
+/// Kind of span (read by tracing-opentelemetry).
+pub const OTEL_KIND: &str = "otel.kind";
+/// Status of a span (read by tracing-opentelemetry).
+pub const OTEL_STATUS_CODE: &str = "otel.status_code";
+/// Why the status is an error (read by tracing-opentelemetry).
+pub const OTEL_STATUS_DESCRIPTION: &str = "otel.status_description";
+
 /// Status of the answer to the upgrade request.
 pub const HTTP_RESPONSE_STATUS_CODE: &str = "http.response.status_code";
 
@@ -39,11 +46,24 @@ pub const PORTAL_ATTEMPT: &str = "portal.attempt";
 /// Delay before the attempt, in milliseconds.
 pub const PORTAL_BACKOFF_DELAY_MS: &str = "portal.backoff.delay_ms";
 /// Time since the outage began, in milliseconds.
-pub const PORTAL_BACKOFF_ELAPSED_MS: &str = "portal.backoff.elapsed_ms";
-/// What the attempt followed: `start`, `outage`, `network_change`, `token_change`, …
+pub const PORTAL_OUTAGE_ELAPSED_MS: &str = "portal.outage.elapsed_ms";
+/// What the attempt followed: `start`, `backoff`, `retry_after`, `spread`, `network_change`, …
+/// (see `portal::channel::AttemptCause`).
 pub const PORTAL_CAUSE: &str = "portal.cause";
-/// How an outage ended: `joined`, `gave_up`, `blocked`, `abandoned`.
-pub const PORTAL_OUTCOME: &str = "portal.outcome";
+/// Version of the channel that was asked for: `v1` or `v2`.
+pub const PORTAL_PROTOCOL: &str = "portal.protocol";
+/// Failures in an outage.
+pub const PORTAL_OUTAGE_FAILURES: &str = "portal.outage.failures";
+/// `error.type` of the first failure of an outage.
+pub const PORTAL_OUTAGE_CAUSE: &str = "portal.outage.cause";
+/// `error.type` of the last failure of an outage.
+pub const PORTAL_OUTAGE_LAST_CAUSE: &str = "portal.outage.last_cause";
+/// How an outage ended: `joined`, `gave_up` or `abandoned` (see `portal::channel::Outcome`).
+pub const PORTAL_OUTAGE_OUTCOME: &str = "portal.outage.outcome";
+/// `code` of the problem document (RFC 9457) that came with a refusal.
+pub const PORTAL_PROBLEM_CODE: &str = "portal.problem.code";
+/// Close code (RFC 6455 §7.4) with which the connection ended.
+pub const PORTAL_CLOSE_CODE: &str = "portal.close.code";
 
 /// Relay, by the id that the portal gave it.
 pub const RELAY_ID: &str = "relay.id";
@@ -70,7 +90,7 @@ pub mod span {
     /// TLS handshake.
     pub const TLS_HANDSHAKE: &str = "tls.handshake";
     /// WebSocket upgrade.
-    pub const WS_UPGRADE: &str = "ws.upgrade";
+    pub const WS_UPGRADE: &str = "websocket.upgrade";
     /// Join of the Phoenix channel.
     pub const CHANNEL_JOIN: &str = "channel.join";
     /// One outage of the portal, recorded at its end.

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use super::expected::Answer;
 use super::{Channel, Event, Hangup, MAX_HELD, Milestone, Phase, printable};
 use crate::portal::error::{ErrorType, Failure};
 use crate::portal::messages::{Egress, Ingress};
@@ -18,6 +19,7 @@ impl Channel {
                     tracing::warn!(skipped, "left out malformed entries of a portal message");
                 }
                 self.initialized |= matches!(message, Ingress::Init(_));
+                self.note_push(&message);
                 match &mut self.phase {
                     Phase::Open(session) => match session.hold(message, MAX_HELD) {
                         Some(message) => self.events.push_back(Event::Message(message)),
@@ -55,6 +57,22 @@ impl Channel {
                 self.counters.unknown_events += 1;
                 self.unknown_event(&event);
             }
+        }
+    }
+
+    /// Some pushes are what we waited for, and all are signs of life.
+    fn note_push(&mut self, message: &Ingress) {
+        let Phase::Open(session) = &mut self.phase else {
+            return;
+        };
+        session.channel_is_alive();
+        let answer = match message {
+            Ingress::Init(_) => Answer::Init,
+            Ingress::RelaysPresence(_) => Answer::Relays,
+            _ => return,
+        };
+        if session.expected().came(answer) {
+            self.habits.note(answer, true);
         }
     }
 
@@ -103,6 +121,12 @@ impl Channel {
         if reply.topic != wire::TOPIC {
             return;
         }
+        if reply.result.is_ok() {
+            session.confirmed(reference);
+        }
+        if let Some(answer) = session.expected().replied(reference) {
+            self.habits.note(answer, true);
+        }
         match reply.result {
             Ok(()) if session.joins_with(reference) => self.joined(now),
             Ok(()) => {}
@@ -121,10 +145,11 @@ impl Channel {
             return;
         };
         let held = session.set_joined(now);
-        let capabilities = session.message(&Egress::SetSnownetCapabilities { iceless: false });
+        let capabilities = Egress::SetSnownetCapabilities { iceless: false };
+        let capabilities = session.message(now, &capabilities, &self.habits);
         self.counters.joins += 1;
         self.reconnect.freeze(now);
-        self.hurry = false;
+        self.hurry = None;
         if std::mem::take(&mut self.attempt_open) {
             self.milestones.push_back(Milestone::AttemptSucceeded);
         }
@@ -168,11 +193,16 @@ impl Channel {
         );
         match session.rejoin(now) {
             Some(join) => {
+                let undelivered = session.take_unconfirmed();
+                self.reconnect.thaw(now);
                 tracing::warn!("the portal forgot the channel; joining again");
                 self.actions.push_back(join);
                 *self.counters.failures.entry(failure.kind).or_default() += 1;
                 self.last_error = Some((failure.clone(), now));
-                self.events.push_back(Event::Disconnected { failure });
+                self.events.push_back(Event::Disconnected {
+                    failure,
+                    undelivered,
+                });
             }
             None => self.fail(now, failure, Hangup::Politely),
         }

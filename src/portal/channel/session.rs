@@ -1,10 +1,17 @@
-//! One socket: references, join, heartbeats.
+//! One socket: references, join, heartbeats, and what the portal owes us.
 
+use std::collections::VecDeque;
 use std::time::Instant;
 
+use super::expected::{Answer, Expected, Habits};
 use super::{Action, HEARTBEAT_INTERVAL, JOIN_TIMEOUT, PROBE_TIMEOUT, STABLE_AFTER, Timer};
+use crate::portal::login::Protocol;
 use crate::portal::messages::{Egress, Ingress};
 use crate::portal::wire;
+
+/// So many messages whose arrival is not proved are kept; beyond, the oldest count as arrived.
+/// Those of one client cancel each other out before they are sent again.
+const MAX_UNCONFIRMED: usize = 4096;
 
 #[derive(Debug)]
 enum Join {
@@ -14,6 +21,7 @@ enum Join {
 
 #[derive(Debug)]
 pub(super) struct Session {
+    protocol: Protocol,
     next_reference: u64,
     join: Join,
     /// The join was repeated on this socket and has not been stable since.
@@ -24,12 +32,18 @@ pub(super) struct Session {
     unanswered_heartbeats: Vec<u64>,
     probe: Option<(u64, Instant)>,
     held: Vec<Ingress>,
+    expected: Expected,
+    /// Messages that must survive the session, until something proves that they arrived.
+    unconfirmed: VecDeque<(u64, Egress)>,
+    /// The portal's socket received everything up to this reference.
+    received: Option<u64>,
 }
 
 impl Session {
     /// References start at 0 on every socket (portal-channel spec §1.6), and the join is first.
-    pub(super) fn open(now: Instant) -> (Self, Action) {
+    pub(super) fn open(now: Instant, protocol: Protocol) -> (Self, Action) {
         let mut session = Self {
+            protocol,
             next_reference: 0,
             join: Join::Done {
                 since: now,
@@ -41,6 +55,9 @@ impl Session {
             unanswered_heartbeats: Vec::new(),
             probe: None,
             held: Vec::new(),
+            expected: Expected::default(),
+            unconfirmed: VecDeque::new(),
+            received: None,
         };
         let join = session.send_join(now);
         (session, join)
@@ -52,12 +69,15 @@ impl Session {
             Join::Done {
                 since,
                 stable: false,
-            } => Some((since + STABLE_AFTER, Timer::StableSession)),
+            } if !self.expected.is_open(Answer::Init) => {
+                Some((since + STABLE_AFTER, Timer::StableSession))
+            }
             Join::Done { .. } => None,
         };
         [
             Some((self.heartbeat_at, Timer::Heartbeat)),
             join,
+            self.expected.deadline().map(|(at, _)| (at, Timer::Answer)),
             self.probe.map(|(_, deadline)| (deadline, Timer::Probe)),
         ]
         .into_iter()
@@ -82,7 +102,11 @@ impl Session {
             since: now,
             stable: false,
         };
-        std::mem::take(&mut self.held)
+        let held = std::mem::take(&mut self.held);
+        if !held.iter().any(|m| matches!(m, Ingress::Init(_))) {
+            self.expected.open(now, Answer::Init, None, true);
+        }
+        held
     }
 
     /// Returns when the join that is stable now happened.
@@ -102,6 +126,8 @@ impl Session {
         if std::mem::replace(&mut self.rejoined, true) {
             return None;
         }
+        // Whatever the old channel owed, the new one knows nothing of.
+        self.expected = Expected::default();
         Some(self.send_join(now))
     }
 
@@ -118,12 +144,50 @@ impl Session {
         }
     }
 
-    pub(super) fn message(&mut self, message: &Egress) -> Action {
+    pub(super) fn message(&mut self, now: Instant, message: &Egress, habits: &Habits) -> Action {
         let reference = self.reference();
+        if let Some(answer) = Answer::to(message) {
+            let counted_on = habits.gives(answer);
+            self.expected.open(now, answer, Some(reference), counted_on);
+        }
+        if message.survives_reconnect() {
+            if self.unconfirmed.len() == MAX_UNCONFIRMED {
+                self.unconfirmed.pop_front();
+            }
+            self.unconfirmed.push_back((reference, message.clone()));
+        }
         Action::SendText {
-            text: wire::encode(message, reference),
+            text: wire::encode(message, reference, self.protocol),
             reference,
         }
+    }
+
+    pub(super) fn expected(&mut self) -> &mut Expected {
+        &mut self.expected
+    }
+
+    /// The portal's channel process answered `reference`. Order is kept all the way, so it has
+    /// seen everything before as well.
+    pub(super) fn confirmed(&mut self, reference: u64) {
+        while self
+            .unconfirmed
+            .front()
+            .is_some_and(|(sent, _)| *sent <= reference)
+        {
+            self.unconfirmed.pop_front();
+        }
+    }
+
+    /// The channel process is alive: what its socket had received before, it has seen by now.
+    pub(super) fn channel_is_alive(&mut self) {
+        if let Some(reference) = self.received {
+            self.confirmed(reference);
+        }
+    }
+
+    /// What must survive and may not have arrived, oldest first.
+    pub(super) fn take_unconfirmed(&mut self) -> Vec<Egress> {
+        self.unconfirmed.drain(..).map(|(_, m)| m).collect()
     }
 
     pub(super) fn heartbeat_due(&mut self, now: Instant) -> Option<Action> {
@@ -152,7 +216,16 @@ impl Session {
         0
     }
 
+    /// One may be on its way.
+    pub(super) fn heartbeats_are_answered(&self) -> bool {
+        self.unanswered_heartbeats.len() <= 1
+    }
+
     pub(super) fn heartbeat_answered(&mut self, reference: u64) {
+        // The socket answers heartbeats by itself; it has passed on what came before, no more.
+        if reference < self.next_reference {
+            self.received = self.received.max(Some(reference));
+        }
         self.unanswered_heartbeats.retain(|r| *r != reference);
         self.queued_heartbeat.take_if(|r| *r == reference);
         self.probe.take_if(|(r, _)| *r == reference);

@@ -21,7 +21,7 @@ impl Channel {
             }
         };
         PortalStatus {
-            url: self.config.url.clone(),
+            url: self.url().to_owned(),
             state: self.current_state(),
             since: date(self.state_since.unwrap_or(now)),
             initialized: self.initialized,

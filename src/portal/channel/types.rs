@@ -5,13 +5,17 @@ use std::time::{Duration, Instant};
 
 use super::printable;
 use crate::portal::error::{ErrorType, Failure};
-use crate::portal::messages::Ingress;
+use crate::portal::login::Protocol;
+use crate::portal::messages::{Egress, Ingress};
+use crate::portal::reconnect::DelayReason;
 
 /// What the channel needs to know.
 #[derive(Debug, Clone, Default)]
 pub struct ChannelConfig {
-    /// URL without query, for the status.
-    pub url: String,
+    /// URL without query of each version of the channel, for the status.
+    pub url_v1: String,
+    /// See [`Self::url_v1`].
+    pub url_v2: String,
     /// Budget of one outage; `None` tries for ever.
     pub max_partition_time: Option<Duration>,
     /// End with [`Event::GaveUp`] where the channel would be blocked.
@@ -50,6 +54,49 @@ pub struct Attempt {
     pub delay: Duration,
     /// Age of the outage; zero without one.
     pub outage_elapsed: Duration,
+    /// Which version of the channel to ask for.
+    pub protocol: Protocol,
+    /// What it follows.
+    pub cause: AttemptCause,
+}
+
+/// What an attempt follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AttemptCause {
+    /// The start of the channel.
+    Start,
+    /// A failure, and the delay that this owes.
+    Failure(DelayReason),
+    /// The portal does not know the other version of the channel.
+    OtherProtocol,
+    /// Another token.
+    TokenChange,
+    /// Another network.
+    NetworkChange,
+    /// Somebody asked for it.
+    Request,
+    /// A withdrawn token is tried once more.
+    Confirmation,
+    /// A refused token is checked again.
+    Recheck,
+}
+
+impl AttemptCause {
+    /// The value as it appears in `portal.cause`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Failure(DelayReason::Backoff) => "backoff",
+            Self::Failure(DelayReason::RetryAfter) => "retry_after",
+            Self::Failure(DelayReason::Spread) => "spread",
+            Self::OtherProtocol => "other_protocol",
+            Self::TokenChange => "token_change",
+            Self::NetworkChange => "network_change",
+            Self::Request => "request",
+            Self::Confirmation => "token_confirmation",
+            Self::Recheck => "token_recheck",
+        }
+    }
 }
 
 /// What the rest of the gateway needs to hear.
@@ -61,6 +108,9 @@ pub enum Event {
     Disconnected {
         /// Why.
         failure: Failure,
+        /// Messages that must survive (see [`Egress::survives_reconnect`]) and of which nothing
+        /// says that they arrived; oldest first. Some of them may have.
+        undelivered: Vec<Egress>,
     },
     /// A message of the portal.
     Message(Ingress),
@@ -96,6 +146,8 @@ pub enum Milestone {
     JoinStarted,
     /// The attempt ended in a join.
     AttemptSucceeded,
+    /// Something failed that counts in the outage: an attempt, or a session.
+    Failed(Failure),
     /// The attempt failed.
     AttemptFailed(Failure),
     /// The attempt was cut short by us.
@@ -113,10 +165,34 @@ pub struct EndedOutage {
     pub until: Instant,
     /// What the first error was.
     pub cause: ErrorType,
+    /// What the last error was.
+    pub last_cause: ErrorType,
     /// Errors in it.
     pub failures: u32,
-    /// Whether it ended in a join.
-    pub recovered: bool,
+    /// How it ended.
+    pub outcome: Outcome,
+}
+
+/// How an outage ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// In a join that proved stable.
+    Joined,
+    /// Its budget ran out, or a refused token was to end the process.
+    GaveUp,
+    /// The channel was closed on purpose.
+    Abandoned,
+}
+
+impl Outcome {
+    /// The value as it appears in `portal.outage.outcome`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Joined => "joined",
+            Self::GaveUp => "gave_up",
+            Self::Abandoned => "abandoned",
+        }
+    }
 }
 
 /// Why the socket is gone.
@@ -169,10 +245,10 @@ impl From<CloseCause> for Failure {
     }
 }
 
-/// The channel is not joined; the message is dropped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+/// The channel is not joined; here is the message.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the portal channel is not joined")]
-pub struct NotJoined;
+pub struct NotJoined(pub Egress);
 
 /// Which deadline [`super::Channel::poll_timeout`] speaks of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -185,6 +261,8 @@ pub enum Timer {
     Attempt,
     /// The join takes too long.
     JoinTimeout,
+    /// The portal owes us an answer.
+    Answer,
     /// Send a heartbeat.
     Heartbeat,
     /// The socket did not prove that it survived a network change.

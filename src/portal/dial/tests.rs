@@ -51,7 +51,7 @@ fn acceptor() -> TlsAcceptor {
 
 fn request(url: &Url) -> DialRequest {
     DialRequest {
-        login: LoginUrl::new(url, "id-1", "edge 7", &[2; 32]).unwrap(),
+        login: LoginUrl::new(url, "id-1", "edge 7", &[2; 32], login::Protocol::V2).unwrap(),
         token: SecretString::from(".tok\nen"),
         user_agent: "Linux/6.1 gateway/1.6.0 (x86_64; 6.1)".to_owned(),
         tls: tls_config_with(RootCertStore::empty()),

@@ -13,7 +13,7 @@ use tracing_subscriber::layer::SubscriberExt;
 
 use super::*;
 use crate::admin::model::PortalState;
-use crate::portal::channel::EndedOutage;
+use crate::portal::channel::{EndedOutage, Outcome};
 use crate::portal::error::ErrorType;
 use crate::portal::messages::Ingress;
 use crate::portal::test_portal::{Peer, answer, listen};
@@ -71,7 +71,10 @@ async fn connect(driver: &mut Driver, listener: &TcpListener) -> Peer {
 async fn joins_exchanges_messages_and_closes_in_order() {
     let (listener, url) = listen().await;
     let mut driver = driver(&url);
-    assert_eq!(driver.send(Egress::NoRelays), Err(NotJoined));
+    assert_eq!(
+        driver.send(Egress::NoRelays),
+        Err(NotJoined(Egress::NoRelays))
+    );
     let mut peer = connect(&mut driver, &listener).await;
     assert_eq!(driver.status().state, PortalState::Joined);
     assert_eq!(
@@ -113,7 +116,7 @@ async fn refused_token_blocks_until_there_is_another() {
     assert!(matches!(event, Event::Blocked { failure } if failure.kind == ErrorType::Http401));
     assert_eq!(driver.status().state, PortalState::Blocked);
 
-    driver.token_changed(SecretString::from("better-token"));
+    driver.token_read(SecretString::from("better-token"));
     let (head, events) = while_driven(&mut driver, answer(&listener, BUSY)).await;
     assert!(head.contains("Bearer better-token\r\n"));
     assert!(matches!(events.as_slice(), [Event::Unblocked]));
@@ -145,7 +148,7 @@ async fn joins_again_after_the_portal_restarted() {
     drop(peer);
     let event = driver.next().await;
     assert!(
-        matches!(&event, Event::Disconnected { failure } if failure.kind == ErrorType::ServerClose),
+        matches!(&event, Event::Disconnected { failure, .. } if failure.kind == ErrorType::ServerClose),
         "{event:?}"
     );
     connect(&mut driver, &listener).await;
@@ -207,7 +210,7 @@ async fn a_stalled_socket_is_left_and_its_heartbeats_do_not_count_as_sent() {
             candidates,
         })
         .unwrap();
-    let Event::Disconnected { failure } = driver.next().await else {
+    let Event::Disconnected { failure, .. } = driver.next().await else {
         panic!("must disconnect");
     };
     assert_eq!(failure.kind, ErrorType::Io);
@@ -327,18 +330,17 @@ fn an_outage_is_recorded_at_its_end_with_the_times_it_had() {
         since: now - Duration::from_secs(610),
         until: now - Duration::from_secs(10),
         cause: ErrorType::Dns,
+        last_cause: ErrorType::Http5xx,
         failures: 9,
-        recovered: true,
+        outcome: Outcome::Joined,
     };
     trace::record_outage(&tracer, &ended, [attempt.clone()], now);
-    let abandoned = EndedOutage {
-        recovered: false,
-        ..ended
-    };
-    trace::record_outage(&tracer, &abandoned, [], now);
+    for outcome in [Outcome::GaveUp, Outcome::Abandoned] {
+        trace::record_outage(&tracer, &EndedOutage { outcome, ..ended }, [], now);
+    }
 
     let spans = exported.take();
-    let [_, outage, abandoned] = spans.as_slice() else {
+    let [_, outage, gave_up, abandoned] = spans.as_slice() else {
         panic!("{spans:?}");
     };
     let length = outage.end_time.duration_since(outage.start_time).unwrap();
@@ -349,11 +351,11 @@ fn an_outage_is_recorded_at_its_end_with_the_times_it_had() {
     assert_eq!(outage.parent_span_id, SpanId::INVALID);
     assert_eq!(outage.links[0].span_context, attempt);
     assert_eq!(outage.status, Status::Ok);
-    assert_eq!(attribute(outage, "portal.outage.attempts").unwrap(), "9");
+    assert_eq!(attribute(outage, "portal.outage.failures").unwrap(), "9");
     assert_eq!(attribute(outage, "portal.outage.cause").unwrap(), "dns");
     assert_eq!(
         attribute(outage, "portal.outage.outcome").unwrap(),
-        "recovered"
+        "joined"
     );
     assert_eq!(attribute(outage, "error.type"), None);
 
@@ -361,6 +363,19 @@ fn an_outage_is_recorded_at_its_end_with_the_times_it_had() {
         attribute(abandoned, "portal.outage.outcome").unwrap(),
         "abandoned"
     );
-    assert_eq!(attribute(abandoned, "error.type").unwrap(), "dns");
-    assert!(matches!(abandoned.status, Status::Error { .. }));
+    assert_eq!(
+        abandoned.status,
+        Status::Unset,
+        "nobody knows how it would have ended"
+    );
+    assert_eq!(
+        attribute(gave_up, "portal.outage.outcome").unwrap(),
+        "gave_up"
+    );
+    assert_eq!(
+        attribute(gave_up, "portal.outage.last_cause").unwrap(),
+        "http_5xx"
+    );
+    assert_eq!(attribute(gave_up, "error.type").unwrap(), "http_5xx");
+    assert!(matches!(gave_up.status, Status::Error { .. }));
 }

@@ -10,9 +10,10 @@ use opentelemetry::{Context, KeyValue};
 use tracing::{Span, field, info_span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
-use crate::portal::channel::{Attempt, EndedOutage, Milestone};
+use crate::portal::channel::{Attempt, EndedOutage, Milestone, Outcome};
 use crate::portal::error::Failure;
 use crate::portal::login::LoginUrl;
+use crate::telemetry::names;
 
 /// Name of the tracer that back-dated spans are recorded with.
 pub const TRACER: &str = "firezone-gateway";
@@ -45,17 +46,21 @@ impl Trace {
     pub(super) fn attempt(&mut self, attempt: &Attempt) -> Span {
         let span = info_span!(
             parent: None,
-            "portal.connect",
-            "otel.kind" = "client",
-            "portal.attempt" = attempt.of_outage,
-            "portal.backoff.delay_ms" = millis(attempt.delay),
-            "portal.outage.elapsed_ms" = millis(attempt.outage_elapsed),
-            "server.address" = %self.host,
-            "server.port" = self.port,
-            "error.type" = field::Empty,
-            "http.response.status_code" = field::Empty,
-            "otel.status_code" = field::Empty,
-            "otel.status_description" = field::Empty,
+            names::span::PORTAL_CONNECT,
+            { names::OTEL_KIND } = "client",
+            { names::PORTAL_ATTEMPT } = attempt.of_outage,
+            { names::PORTAL_BACKOFF_DELAY_MS } = millis(attempt.delay),
+            { names::PORTAL_OUTAGE_ELAPSED_MS } = millis(attempt.outage_elapsed),
+            { names::PORTAL_CAUSE } = attempt.cause.as_str(),
+            { names::PORTAL_PROTOCOL } = attempt.protocol.as_str(),
+            { names::SERVER_ADDRESS } = %self.host,
+            { names::SERVER_PORT } = self.port,
+            { names::ERROR_TYPE } = field::Empty,
+            { names::HTTP_RESPONSE_STATUS_CODE } = field::Empty,
+            { names::PORTAL_PROBLEM_CODE } = field::Empty,
+            { names::PORTAL_CLOSE_CODE } = field::Empty,
+            { names::OTEL_STATUS_CODE } = field::Empty,
+            { names::OTEL_STATUS_DESCRIPTION } = field::Empty,
         );
         if let Some(previous) = self.previous.take() {
             span.add_link(previous);
@@ -78,9 +83,9 @@ impl Trace {
                 if let Some(attempt) = &self.attempt {
                     self.join = Some(info_span!(
                         parent: attempt,
-                        "channel.join",
-                        "error.type" = field::Empty,
-                        "otel.status_code" = field::Empty,
+                        names::span::CHANNEL_JOIN,
+                        { names::ERROR_TYPE } = field::Empty,
+                        { names::OTEL_STATUS_CODE } = field::Empty,
                     ));
                 }
             }
@@ -88,15 +93,23 @@ impl Trace {
                 self.join = None;
                 self.attempt = None;
             }
+            // The outage tells how many there were, and the attempts what they were.
+            Milestone::Failed(_) => {}
             Milestone::AttemptFailed(failure) => {
                 if let Some(join) = self.join.take() {
                     mark_failed(&join, &failure);
                 }
                 if let Some(attempt) = self.attempt.take() {
                     mark_failed(&attempt, &failure);
-                    attempt.record("otel.status_description", failure.message.as_str());
+                    attempt.record(names::OTEL_STATUS_DESCRIPTION, failure.message.as_str());
                     if let Some(status) = failure.http_status {
-                        attempt.record("http.response.status_code", status);
+                        attempt.record(names::HTTP_RESPONSE_STATUS_CODE, status);
+                    }
+                    if let Some(code) = &failure.code {
+                        attempt.record(names::PORTAL_PROBLEM_CODE, code.as_str());
+                    }
+                    if let Some(code) = failure.close_code {
+                        attempt.record(names::PORTAL_CLOSE_CODE, code);
                     }
                 }
             }
@@ -121,35 +134,34 @@ pub(super) fn record_outage<T: Tracer>(
         wall.checked_sub(now.saturating_duration_since(at))
             .unwrap_or(wall)
     };
-    let outcome = if outage.recovered {
-        "recovered"
-    } else {
-        "abandoned"
-    };
     let mut span = tracer
-        .span_builder("portal.outage")
+        .span_builder(names::span::PORTAL_OUTAGE)
         .with_kind(SpanKind::Internal)
         .with_start_time(date(outage.since))
         .with_attributes([
-            KeyValue::new("portal.outage.attempts", i64::from(outage.failures)),
-            KeyValue::new("portal.outage.cause", outage.cause.as_str()),
-            KeyValue::new("portal.outage.outcome", outcome),
+            KeyValue::new(names::PORTAL_OUTAGE_FAILURES, i64::from(outage.failures)),
+            KeyValue::new(names::PORTAL_OUTAGE_CAUSE, outage.cause.as_str()),
+            KeyValue::new(names::PORTAL_OUTAGE_LAST_CAUSE, outage.last_cause.as_str()),
+            KeyValue::new(names::PORTAL_OUTAGE_OUTCOME, outage.outcome.as_str()),
         ])
         .with_links(attempts.into_iter().map(Link::with_context).collect())
         .start_with_context(tracer, &Context::new());
-    if outage.recovered {
+    match outage.outcome {
         // Errors that were retried until it worked do not make the whole a failure.
-        span.set_status(Status::Ok);
-    } else {
-        span.set_attribute(KeyValue::new("error.type", outage.cause.as_str()));
-        span.set_status(Status::error("the portal was not reached again"));
+        Outcome::Joined => span.set_status(Status::Ok),
+        Outcome::GaveUp => {
+            span.set_attribute(KeyValue::new(names::ERROR_TYPE, outage.last_cause.as_str()));
+            span.set_status(Status::error("the portal was not reached again"));
+        }
+        // We were asked to end; nobody knows how it would have gone on.
+        Outcome::Abandoned => {}
     }
     span.end_with_timestamp(date(outage.until));
 }
 
 fn mark_failed(span: &Span, failure: &Failure) {
-    span.record("error.type", failure.kind.as_str());
-    span.record("otel.status_code", "ERROR");
+    span.record(names::ERROR_TYPE, failure.kind.as_str());
+    span.record(names::OTEL_STATUS_CODE, "ERROR");
 }
 
 fn millis(duration: Duration) -> u64 {

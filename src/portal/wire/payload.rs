@@ -25,14 +25,16 @@ pub(super) fn decode(event: &str, payload: &Value) -> Result<Option<(Ingress, us
     let mut skipped = 0;
     let message = match event {
         "init" => Ingress::Init(init(payload, &mut skipped)?),
-        "create_authorization" => {
-            Ingress::CreateAuthorization(Box::new(create_authorization(payload)?))
+        // Version 1 has another name for the same thing (portal-channel spec §4.1); only one of the
+        // two is ever pushed on a channel.
+        "create_authorization" | "authorize_flow" => {
+            Ingress::CreateAuthorization(Box::new(create_authorization(payload, &mut skipped)?))
         }
         "reject_access" => Ingress::RejectAccess {
             client_id: id(payload, "client_id")?,
             resource_id: id(payload, "resource_id")?,
         },
-        "resource_updated" => Ingress::ResourceUpdated(resource(payload)?),
+        "resource_updated" => Ingress::ResourceUpdated(resource(payload, &mut skipped)?),
         "relays_presence" => Ingress::RelaysPresence(relays_presence(payload, &mut skipped)?),
         "ice_candidates" => Ingress::IceCandidates {
             client_id: id(payload, "client_id")?,
@@ -72,11 +74,11 @@ fn authorization_entry(entry: &Value) -> Result<AuthorizationEntry> {
     })
 }
 
-fn create_authorization(payload: &Value) -> Result<CreateAuthorization> {
+fn create_authorization(payload: &Value, skipped: &mut usize) -> Result<CreateAuthorization> {
     let client = member(payload, "client")?;
     Ok(CreateAuthorization {
         reference: text(payload, "ref")?.to_owned(),
-        resource: resource(member(payload, "resource")?)?,
+        resource: resource(member(payload, "resource")?, skipped)?,
         client: ClientPeer {
             id: id(client, "id")?,
             public_key: key(client, "public_key")?,
@@ -96,21 +98,19 @@ fn create_authorization(payload: &Value) -> Result<CreateAuthorization> {
     })
 }
 
-/// A filter that cannot be read refuses the resource: leaving it out would turn an allow-list into
-/// another one, and the last one left out would turn it into "everything".
-fn resource(value: &Value) -> Result<Resource> {
+fn resource(value: &Value, skipped: &mut usize) -> Result<Resource> {
     match text(value, "type")? {
         "cidr" => Ok(Resource::Cidr(CidrResource {
             id: id(value, "id")?,
             address: network(text(value, "address")?)?,
             name: optional_text(value, "name").unwrap_or_default(),
-            filters: filters(value)?,
+            filters: filters(value, skipped)?,
         })),
         "dns" => Ok(Resource::Dns(DnsResource {
             id: id(value, "id")?,
             address: text(value, "address")?.to_owned(),
             name: optional_text(value, "name").unwrap_or_default(),
-            filters: filters(value)?,
+            filters: filters(value, skipped)?,
         })),
         "internet" => Ok(Resource::Internet {
             id: id(value, "id")?,
@@ -126,13 +126,22 @@ fn network(text: &str) -> Result<IpNetwork> {
         .ok_or_else(|| "`address` is not a network".to_owned())
 }
 
-fn filters(resource: &Value) -> Result<Vec<Filter>> {
-    member(resource, "filters")?
+/// A filter that cannot be read allows nothing, but keeps its place: a list of which it was the
+/// only entry must not become the empty one, which allows everything. So the rest of the message
+/// is of use, and what a newer portal can say beyond us stays closed. Without a list nobody can
+/// tell which of the two was meant, and the resource is refused.
+fn filters(resource: &Value, skipped: &mut usize) -> Result<Vec<Filter>> {
+    let filters: Vec<_> = member(resource, "filters")?
         .as_array()
         .ok_or("`filters` is not a list")?
         .iter()
-        .map(filter)
-        .collect()
+        .map(|value| filter(value).unwrap_or(Filter::Unreadable))
+        .collect();
+    *skipped += filters
+        .iter()
+        .filter(|filter| **filter == Filter::Unreadable)
+        .count();
+    Ok(filters)
 }
 
 fn filter(value: &Value) -> Result<Filter> {

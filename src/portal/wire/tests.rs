@@ -121,9 +121,40 @@ fn every_message_has_its_documented_shape() {
         ),
     ];
     for (message, expected) in cases {
-        let text = encode(&message, 5);
+        let text = encode(&message, 5, Protocol::V2);
         assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), expected);
     }
+}
+
+#[test]
+fn version_1_has_other_names_for_an_authorization_and_its_answer_alone() {
+    let answer = Egress::AuthorizationCreated {
+        reference: "r".to_owned(),
+    };
+    assert_eq!(
+        serde_json::from_str::<Value>(&encode(&answer, 5, Protocol::V1)).unwrap(),
+        json!({"topic": "gateway", "event": "flow_authorized", "payload": {"ref": "r"}, "ref": 5})
+    );
+    for message in [
+        Egress::NoRelays,
+        Egress::SetSnownetCapabilities { iceless: false },
+        Egress::BroadcastIceCandidates {
+            client_ids: vec![],
+            candidates: vec![],
+        },
+        Egress::BroadcastInvalidatedIceCandidates {
+            client_ids: vec![],
+            candidates: vec![],
+        },
+    ] {
+        assert_eq!(
+            encode(&message, 5, Protocol::V1),
+            encode(&message, 5, Protocol::V2)
+        );
+    }
+    let (v1, _) = message("authorize_flow", authorization());
+    let (v2, _) = message("create_authorization", authorization());
+    assert_eq!(format!("{v1:?}"), format!("{v2:?}"));
 }
 
 // ---- Replies and control ----
@@ -428,7 +459,7 @@ fn filters_are_decoded_with_their_defaults() {
 }
 
 #[test]
-fn a_filter_that_cannot_be_read_refuses_the_whole_message() {
+fn a_filter_that_cannot_be_read_allows_nothing_and_costs_nothing_else() {
     for filter in [
         json!({"protocol": "sctp"}),
         json!({}),
@@ -440,10 +471,38 @@ fn a_filter_that_cannot_be_read_refuses_the_whole_message() {
     ] {
         let resource = json!({"type": "cidr", "id": RESOURCE, "address": "10.0.0.0/8", "name": "x",
             "filters": [{"protocol": "icmp"}, filter]});
-        refusal("resource_updated", resource.clone());
+        let (updated, skipped) = message("resource_updated", resource.clone());
+        let Ingress::ResourceUpdated(Resource::Cidr(cidr)) = updated else {
+            panic!("not a network");
+        };
+        assert_eq!(
+            (cidr.filters, skipped),
+            (vec![Filter::Icmp, Filter::Unreadable], 1),
+            "{filter}"
+        );
         let mut payload = authorization();
         payload["resource"] = resource;
-        refusal("create_authorization", payload);
+        assert_eq!(message("create_authorization", payload).1, 1);
+    }
+}
+
+#[test]
+fn an_allow_list_without_a_readable_entry_does_not_become_the_one_that_allows_everything() {
+    let resource = json!({"type": "cidr", "id": RESOURCE, "address": "10.0.0.0/8", "name": "x",
+        "filters": [{"protocol": "sctp"}]});
+    let (Ingress::ResourceUpdated(Resource::Cidr(cidr)), 1) = message("resource_updated", resource)
+    else {
+        panic!("not a network with one entry left out");
+    };
+    assert_eq!(cidr.filters, [Filter::Unreadable]);
+}
+
+#[test]
+fn filters_that_are_no_list_refuse_the_message() {
+    for filters in [json!({}), json!(null), json!("all"), json!(0)] {
+        let resource = json!({"type": "cidr", "id": RESOURCE, "address": "10.0.0.0/8", "name": "x",
+            "filters": filters});
+        assert!(refusal("resource_updated", resource).contains("filters"));
     }
 }
 

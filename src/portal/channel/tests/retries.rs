@@ -5,7 +5,7 @@ use super::*;
 #[test]
 fn first_error_after_days_of_uptime_waits_not_fails() {
     let mut lab = Lab::new(budget(15));
-    lab.join();
+    lab.come_up();
     lab.advance(3 * 24 * 60 * MINUTE);
     lab.take_events();
     lab.lose();
@@ -31,7 +31,7 @@ fn no_backoff_exists_while_all_is_well() {
 #[test]
 fn an_outage_longer_than_its_budget_is_given_up_once() {
     let mut lab = Lab::new(budget(15));
-    lab.join();
+    lab.come_up();
     lab.advance(24 * 60 * MINUTE);
     let lost = lab.now;
     lab.lose();
@@ -47,7 +47,8 @@ fn an_outage_longer_than_its_budget_is_given_up_once() {
     assert_eq!(lab.channel.poll_timeout(), None);
     assert!(matches!(
         lab.milestones.last(),
-        Some(Milestone::OutageEnded(o)) if !o.recovered && o.cause == ErrorType::ServerClose
+        Some(Milestone::OutageEnded(o)) if o.outcome == Outcome::GaveUp
+            && (o.cause, o.last_cause) == (ErrorType::ServerClose, ErrorType::TcpConnect)
     ));
 }
 
@@ -91,7 +92,7 @@ fn a_join_that_is_stable_ends_the_outage_at_the_time_of_the_join() {
         lab.refuse();
         lab.redial();
     }
-    lab.join();
+    lab.come_up();
     let joined = lab.now;
     lab.advance(STABLE_AFTER - TICK);
     assert!(
@@ -106,8 +107,9 @@ fn a_join_that_is_stable_ends_the_outage_at_the_time_of_the_join() {
         since: first_error,
         until: joined,
         cause: ErrorType::TcpConnect,
+        last_cause: ErrorType::TcpConnect,
         failures: 8,
-        recovered: true,
+        outcome: Outcome::Joined,
     });
     assert_eq!(lab.milestones.last(), Some(&expected));
     lab.lose();
