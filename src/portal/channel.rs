@@ -555,10 +555,12 @@ impl Channel {
         let mut cause = AttemptCause::Failure(reason);
         if let Some(hurry) = self.hurry
             && reason == DelayReason::Backoff
-            && hurried < delay
         {
-            self.reconnect.restart_growth();
-            (delay, cause) = (hurried, hurry);
+            cause = hurry;
+            if hurried < delay {
+                self.reconnect.restart_growth();
+                delay = hurried;
+            }
         }
         let failures = self.reconnect.outage().map_or(0, |o| o.failures());
         let delay_s = delay.as_secs_f64();

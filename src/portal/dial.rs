@@ -1,6 +1,6 @@
 //! One attempt to open the portal's WebSocket: DNS, TCP, TLS, upgrade (portal-channel spec §1.5).
 
-mod answer;
+pub(in crate::portal) mod answer;
 mod transport;
 
 #[cfg(test)]

@@ -257,6 +257,15 @@ impl Reconnect {
         }
     }
 
+    /// The mistake that this module avoids, for comparison: a policy that exists while all is well.
+    #[cfg(test)]
+    pub(super) fn create_eagerly(&mut self, connected: Instant) {
+        let mut outage = Outage::new(connected, ErrorType::Other, self.budget);
+        outage.policy.clock = GivenTime(connected);
+        outage.policy.reset();
+        self.outage = Some(outage);
+    }
+
     /// The join proved stable, or the channel is given up: ends the outage.
     pub fn take(&mut self) -> Option<Outage> {
         self.outage.take()

@@ -1,8 +1,17 @@
 #![allow(clippy::unwrap_used)]
 
+mod answers_owed;
+mod boundaries;
+mod closing;
+mod delivery;
+mod http_answers;
+mod messages;
 mod network_changes;
+mod outage_story;
 mod refusals;
+mod requests;
 mod retries;
+mod versions;
 
 use std::time::SystemTime;
 
@@ -186,6 +195,14 @@ impl Lab {
         let (at, timer) = self.channel.poll_timeout().unwrap();
         assert!(matches!(timer, Timer::Retry | Timer::Recheck), "{timer:?}");
         at - self.now
+    }
+
+    /// What the next attempt will follow.
+    fn next_cause(&self) -> AttemptCause {
+        match self.channel.phase {
+            Phase::Waiting { cause, .. } => cause,
+            _ => panic!("not waiting"),
+        }
     }
 
     /// Waits for the next attempt.

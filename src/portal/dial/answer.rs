@@ -42,7 +42,7 @@ pub(super) async fn read_body(
 }
 
 /// The failure that an answer stands for.
-pub(super) fn failure(
+pub(in crate::portal) fn failure(
     status: StatusCode,
     headers: &HeaderMap,
     body: &[u8],

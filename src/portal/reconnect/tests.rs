@@ -5,6 +5,7 @@ use rand::SeedableRng;
 use super::*;
 
 const MINUTE: Duration = Duration::from_secs(60);
+const TICK: Duration = Duration::from_millis(1);
 
 fn reconnect(budget: Option<Duration>, seed: u64) -> Reconnect {
     Reconnect::new(budget, StdRng::seed_from_u64(seed))
@@ -296,6 +297,36 @@ fn a_deliberate_close_spreads_the_first_retry_over_ten_seconds() {
 }
 
 #[test]
+fn delays_after_a_deliberate_close_grow_from_twelve_seconds() {
+    for seed in 0..200 {
+        let mut policy = reconnect(None, seed);
+        let mut now = Instant::now();
+        let closed = Failure {
+            close_code: Some(1012),
+            ..Failure::new(ErrorType::ServerClose, "restart")
+        };
+        now += delay(policy.failed(now, &closed));
+        for nominal in [12.0, 18.0, 27.0, 40.5] {
+            let next = delay(policy.failed(now, &refused()));
+            assert!((nominal * 0.5..=nominal * 1.5).contains(&next.as_secs_f64()));
+            now += next;
+        }
+    }
+}
+
+#[test]
+fn a_deliberate_close_late_in_an_outage_does_not_shorten_its_delays() {
+    let mut policy = reconnect(None, 7);
+    let now = Instant::now();
+    for _ in 0..20 {
+        policy.failed(now, &refused());
+    }
+    policy.failed(now, &http(503, None));
+    let next = delay(policy.failed(now, &refused()));
+    assert!(next >= MAX_INTERVAL / 2, "{next:?}");
+}
+
+#[test]
 fn only_one_retry_of_an_outage_is_spread() {
     let mut policy = reconnect(None, 7);
     let mut now = Instant::now();
@@ -326,9 +357,9 @@ fn conflict_delays_stay_short_while_the_portal_may_hold_the_old_connection() {
         for _ in 0..14 {
             policy.failed(start, &refused());
         }
-        let early = delay(policy.failed(start + Duration::from_secs(39), &http(409, None)));
+        let early = delay(policy.failed(start + CONFLICT_WINDOW - TICK, &http(409, None)));
         assert!(early <= CONFLICT_MAX_DELAY, "seed {seed}: {early:?}");
-        let late = delay(policy.failed(start + Duration::from_secs(40), &http(409, None)));
+        let late = delay(policy.failed(start + CONFLICT_WINDOW, &http(409, None)));
         assert!(late >= Duration::from_secs(30), "seed {seed}: {late:?}");
     }
 }
