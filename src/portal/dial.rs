@@ -82,7 +82,8 @@ pub fn tls_config() -> Arc<ClientConfig> {
     tls_config_with(roots)
 }
 
-fn tls_config_with(roots: RootCertStore) -> Arc<ClientConfig> {
+/// TLS settings that trust these roots alone.
+pub fn tls_config_with(roots: RootCertStore) -> Arc<ClientConfig> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     Arc::new(
         ClientConfig::builder_with_provider(provider)

@@ -86,7 +86,12 @@ impl Driver {
         Self::with_tls(config, tls_config())
     }
 
-    fn with_tls(config: PortalConfig, tls: Arc<ClientConfig>) -> Result<Self, LoginError> {
+    /// Like [`Self::new`], with TLS settings of the caller's.
+    ///
+    /// # Errors
+    ///
+    /// When the URL cannot be dialled at all.
+    pub fn with_tls(config: PortalConfig, tls: Arc<ClientConfig>) -> Result<Self, LoginError> {
         let login = |protocol| {
             LoginUrl::new(
                 &config.api_url,

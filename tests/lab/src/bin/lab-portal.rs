@@ -7,10 +7,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
+use firezone_lab::portal::tls::{Front, Identity};
 use firezone_lab::portal::{Options, Policy, Portal, Timings};
 
-/// Stand-in for the Firezone portal: the gateway and client channels over plain WebSocket, plus a
-/// control API for tests.
+/// Stand-in for the Firezone portal: the gateway and client channels over WebSocket, plain and with
+/// TLS if asked for, plus a control API for tests.
 #[derive(Parser)]
 #[command(name = "lab-portal", version)]
 struct Args {
@@ -40,6 +41,18 @@ struct Args {
     /// Time between a change of relays and its announcement, in milliseconds.
     #[arg(long, default_value_t = 1_000)]
     presence_debounce_ms: u64,
+    /// Address for gateways and clients that speak TLS.
+    #[arg(long, requires = "tls_root")]
+    tls_listen: Option<SocketAddr>,
+    /// Names and addresses in the certificate, separated by commas.
+    #[arg(long, value_delimiter = ',', default_value = "localhost")]
+    tls_names: Vec<String>,
+    /// Let the certificate have expired an hour ago.
+    #[arg(long)]
+    tls_expired: bool,
+    /// Where to write the certificate (PEM), for SSL_CERT_FILE.
+    #[arg(long)]
+    tls_root: Option<PathBuf>,
 }
 
 #[tokio::main]
@@ -58,6 +71,14 @@ async fn main() -> anyhow::Result<()> {
         },
     })
     .await?;
+    let _front = match (args.tls_listen, &args.tls_root) {
+        (Some(listen), Some(root)) => {
+            let identity = Identity::new(&args.tls_names, args.tls_expired)?;
+            std::fs::write(root, identity.pem())?;
+            Some(Front::start(listen, portal.addresses()[0], &identity).await?)
+        }
+        _ => None,
+    };
     tracing::info!(
         peers = ?portal.addresses(),
         control = %portal.control_address(),

@@ -15,6 +15,10 @@ pub struct FaultSet {
     pub upgrade_delay_ms: u64,
     /// What to do with `phx_join`.
     pub join: JoinFault,
+    /// What becomes of the channel after a join.
+    pub channel: ChannelFault,
+    /// Know nothing of version 2 of the channels: their paths answer 404.
+    pub only_v1: bool,
     /// Do not reply to heartbeats.
     pub drop_heartbeat_replies: bool,
     /// Do not push `create_authorization` (gateways) or ignore requests for one (clients).
@@ -66,6 +70,19 @@ pub enum JoinFault {
     Ignore,
     /// Refuse with this reason.
     Refuse(String),
+}
+
+/// What becomes of a channel after its join.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ChannelFault {
+    /// It works.
+    #[default]
+    None,
+    /// Its process hangs: heartbeats are answered, which the socket does, and nothing else.
+    Silent,
+    /// Its process crashes right after the join (`phx_error`).
+    Crash,
 }
 
 impl FaultSet {
@@ -166,6 +183,14 @@ mod tests {
             let refuse: Refuse = serde_json::from_str(&text).unwrap();
             assert_eq!(refuse.retry_after.as_deref(), expected);
         }
+    }
+
+    #[test]
+    fn channel_fault_is_a_word() {
+        let channel = |text| serde_json::from_str::<FaultSet>(text).unwrap().channel;
+        assert_eq!(channel("{}"), ChannelFault::None);
+        assert_eq!(channel(r#"{"channel": "silent"}"#), ChannelFault::Silent);
+        assert_eq!(channel(r#"{"channel": "crash"}"#), ChannelFault::Crash);
     }
 
     #[test]

@@ -14,6 +14,7 @@ pub mod policy;
 mod server;
 mod socket;
 pub mod store;
+pub mod tls;
 pub mod version;
 pub mod wire;
 

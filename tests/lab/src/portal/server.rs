@@ -139,6 +139,11 @@ impl Portal {
         self.control
     }
 
+    /// Changes the portal's state from outside, as the control API does.
+    pub fn with<T>(&self, f: impl FnOnce(&mut Core, Now) -> T) -> T {
+        self.shared.with(f)
+    }
+
     /// Resolves when somebody used `POST /shutdown`.
     pub async fn shutdown_requested(&self) {
         let mut shutdown = self.shared.shutdown.subscribe();

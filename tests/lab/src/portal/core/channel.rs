@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 
 use super::super::events::Now;
-use super::super::faults::JoinFault;
+use super::super::faults::{ChannelFault, JoinFault};
 use super::super::store::Role;
 use super::super::wire::{self, Frame, Reply};
 use super::{ConnId, Core};
@@ -64,7 +64,14 @@ impl Core {
             "payload": frame.payload});
         self.note_message(now, peer, "in", &shown);
 
-        if frame.topic != role.topic() {
+        let fault = self.faults.borrow().of(role).channel;
+        if fault == ChannelFault::Silent && joined {
+            self.events.record(
+                now,
+                "message_swallowed",
+                json!({"conn": id, "peer_id": peer}),
+            );
+        } else if frame.topic != role.topic() {
             self.reply(now, id, &frame, Reply::Error("unmatched topic"));
         } else if frame.event == "phx_join" {
             self.handle_join(now, id, &frame);
@@ -170,6 +177,10 @@ impl Core {
         self.reply(now, id, frame, Reply::Ok);
         self.events.record(now, "joined", detail);
         self.push_init(now, id);
+        if self.faults.borrow().of(role).channel == ChannelFault::Crash {
+            self.push(now, id, "phx_error", json!({}));
+            self.leave(now, id, "crashed by a fault");
+        }
     }
 
     /// Pushes `init` to a joined channel.

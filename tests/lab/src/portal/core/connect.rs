@@ -91,6 +91,14 @@ impl Core {
         if let Some(refusal) = refusal {
             return Err(refusal);
         }
+        if request.protocol == Protocol::V2 && self.faults.borrow().of(request.role).only_v1 {
+            return Err(Refusal {
+                status: StatusCode::NOT_FOUND,
+                code: None,
+                detail: "Not Found".to_owned(),
+                retry_after: None,
+            });
+        }
         let token = token(&request).ok_or_else(|| {
             Refusal::new(
                 StatusCode::UNAUTHORIZED,

@@ -30,7 +30,7 @@ pub use candidates::CandidateFilter;
 pub use connect::{Admission, ConnectRequest};
 
 use super::events::{Event, EventLog, Now};
-use super::faults::Faults;
+use super::faults::{ChannelFault, Faults};
 use super::policy::{ClientToken, Policy, Relay};
 use super::store::{Role, Store};
 use super::wire;
@@ -257,6 +257,9 @@ impl Core {
         let Some(conn) = self.conns.get(&id) else {
             return;
         };
+        if self.faults.borrow().of(conn.role()).channel == ChannelFault::Silent {
+            return;
+        }
         let frame = wire::push(conn.role().topic(), event, payload);
         self.send(now, id, &frame);
     }
