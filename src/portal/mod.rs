@@ -7,6 +7,8 @@ pub mod channel;
 pub mod dial;
 pub mod driver;
 pub mod error;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod login;
 pub mod messages;
 pub mod reconnect;

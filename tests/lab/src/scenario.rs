@@ -149,23 +149,29 @@ impl Lab {
     /// # Errors
     /// When it does not come up.
     pub fn start_portal(&mut self) -> Result<()> {
+        self.start_portal_with(&[])
+    }
+
+    /// As [`Self::start_portal`], with more arguments.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn start_portal_with(&mut self, extra: &[String]) -> Result<()> {
         let dir = self.net.dir().to_owned();
         let (policy, state) = (dir.join("policy.yaml"), dir.join("portal-state.json"));
-        self.lab(
-            "lab-portal",
-            "internet",
-            &[
-                "--listen",
-                "0.0.0.0:8081",
-                "--control",
-                "127.0.0.1:8082",
-                "--policy",
-                &policy.to_string_lossy(),
-                "--state",
-                &state.to_string_lossy(),
-            ],
-            &[],
-        )?;
+        let (policy, state) = (policy.to_string_lossy(), state.to_string_lossy());
+        let mut args = vec![
+            "--listen",
+            "0.0.0.0:8081",
+            "--control",
+            "127.0.0.1:8082",
+            "--policy",
+            &policy,
+            "--state",
+            &state,
+        ];
+        args.extend(extra.iter().map(String::as_str));
+        self.lab("lab-portal", "internet", &args, &[])?;
         self.net
             .eventually("the portal answers", Duration::from_secs(20), |net| {
                 net.sh(
