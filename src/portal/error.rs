@@ -201,6 +201,20 @@ mod tests {
     }
 
     #[test]
+    fn the_documentation_lists_every_error_type_and_no_other() {
+        let page = include_str!("../../docs/portal.md");
+        let (_, table) = page.split_once("## Causes").unwrap();
+        let (table, _) = table.split_once("## Traces").unwrap();
+        let listed: Vec<_> = table
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `")?.split('`').next())
+            .filter(|name| *name != "error.type")
+            .collect();
+        let names: Vec<_> = ErrorType::ALL.iter().map(|e| e.as_str()).collect();
+        assert_eq!(listed, names);
+    }
+
+    #[test]
     fn http_status_maps_to_the_closed_list() {
         let cases = [
             (401, "http_401"),

@@ -19,7 +19,8 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::portal::reconnect::{
-    CONFIRM_BOUNDS, DELIBERATE_CLOSE_SPREAD, INITIAL_INTERVAL, MIN_DELAY, RECHECK_BOUNDS,
+    CONFIRM_BOUNDS, DELIBERATE_CLOSE_SPREAD, DelayReason, INITIAL_INTERVAL, MIN_DELAY,
+    RECHECK_BOUNDS,
 };
 
 const TICK: Duration = Duration::from_millis(1);
