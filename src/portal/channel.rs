@@ -404,7 +404,6 @@ impl Channel {
             (Phase::Open(session), _) => {
                 let joined_at = session.set_stable();
                 self.suspect = false;
-                self.tried_other_protocol = false;
                 self.end_outage(joined_at.unwrap_or(now), Outcome::Joined);
             }
             (Phase::Idle | Phase::GaveUp | Phase::Closed, _) => {}

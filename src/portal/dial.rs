@@ -16,7 +16,7 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore};
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
@@ -102,8 +102,11 @@ pub fn tls_config_with(roots: RootCertStore) -> Arc<ClientConfig> {
 pub async fn dial(request: DialRequest) -> Result<Socket, Failure> {
     let bearer = login::bearer(&request.token)
         .map_err(|e| Failure::new(ErrorType::TokenUnusable, e.to_string()))?;
-    let deadline = Instant::now() + ATTEMPT_TIMEOUT;
     let login = &request.login;
+    let url = login
+        .with_token(&request.token)
+        .map_err(|e| Failure::new(ErrorType::TokenUnusable, e.to_string()))?;
+    let deadline = Instant::now() + ATTEMPT_TIMEOUT;
 
     let addresses = step(
         info_span!(
@@ -141,7 +144,7 @@ pub async fn dial(request: DialRequest) -> Result<Socket, Failure> {
     );
     step(
         span,
-        upgrade(stream, login, bearer, &request.user_agent, deadline),
+        upgrade(stream, login, &url, bearer, &request.user_agent, deadline),
     )
     .await
 }
@@ -302,12 +305,13 @@ fn tls_failure(error: &io::Error) -> Failure {
 async fn upgrade(
     stream: Box<dyn Io>,
     login: &LoginUrl,
+    url: &SecretString,
     bearer: HeaderValue,
     user_agent: &str,
     deadline: Instant,
 ) -> Result<Socket, Failure> {
     let request = Request::builder()
-        .uri(login.as_url().as_str())
+        .uri(url.expose_secret())
         .header("Host", login.host_header())
         .header("Connection", "Upgrade")
         .header("Upgrade", "websocket")

@@ -57,6 +57,7 @@ pub struct LoginUrl {
     url: Url,
     host: Host,
     port: u16,
+    protocol: Protocol,
 }
 
 /// Why no connection can be attempted at all.
@@ -115,12 +116,33 @@ impl LoginUrl {
             .append_pair("name", name)
             .append_pair("public_key", &STANDARD.encode(public_key));
 
-        Ok(Self { url, host, port })
+        Ok(Self {
+            url,
+            host,
+            port,
+            protocol,
+        })
     }
 
     /// The whole URL, with the query.
     pub fn as_url(&self) -> &Url {
         &self.url
+    }
+
+    /// The URL to ask for. Portals that know version 1 alone are older than the header that the
+    /// token is sent in otherwise, and read it from the query (portal-channel spec §1.2); so what
+    /// is returned is as secret as the token.
+    ///
+    /// # Errors
+    ///
+    /// See [`bearer`].
+    pub fn with_token(&self, token: &SecretString) -> Result<SecretString, LoginError> {
+        let mut url = self.url.clone();
+        if self.protocol == Protocol::V1 {
+            url.query_pairs_mut()
+                .append_pair("token", sendable(token)?.expose_secret());
+        }
+        Ok(SecretString::from(String::from(url)))
     }
 
     /// The URL without the query, for display.
@@ -168,6 +190,14 @@ pub fn external_id(configured: &str) -> String {
 ///
 /// When nothing is left of the token, or when it cannot be put into a header.
 pub fn bearer(token: &SecretString) -> Result<HeaderValue, LoginError> {
+    let token = sendable(token)?;
+    let mut value = HeaderValue::try_from(format!("Bearer {}", token.expose_secret()))
+        .map_err(|_| LoginError::UnsendableToken)?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+fn sendable(token: &SecretString) -> Result<SecretString, LoginError> {
     let token: String = token
         .expose_secret()
         .chars()
@@ -179,10 +209,7 @@ pub fn bearer(token: &SecretString) -> Result<HeaderValue, LoginError> {
     if !token.bytes().all(|b| b.is_ascii_graphic()) {
         return Err(LoginError::UnsendableToken);
     }
-    let mut value = HeaderValue::try_from(format!("Bearer {token}"))
-        .map_err(|_| LoginError::UnsendableToken)?;
-    value.set_sensitive(true);
-    Ok(value)
+    Ok(SecretString::from(token))
 }
 
 /// What the user agent says of the host.
@@ -280,11 +307,20 @@ mod tests {
     }
 
     #[test]
-    fn version_1_differs_in_the_path_alone() {
+    fn version_1_has_another_path_and_the_token_in_the_query() {
         let base = "wss://h/base/".parse().unwrap();
         let v1 = LoginUrl::new(&base, "5f0ce1", "edge-7", &KEY, Protocol::V1).unwrap();
         assert_eq!(v1.display(), "wss://h/base/gateway/websocket");
-        assert_eq!(v1.as_url().query(), login("wss://h/base").as_url().query());
+        let v2 = login("wss://h/base");
+        assert_eq!(v1.as_url().query(), v2.as_url().query());
+        let token = SecretString::from(".a+b\n/=");
+        let asked = |url: &LoginUrl| url.with_token(&token).unwrap().expose_secret().to_owned();
+        assert_eq!(asked(&v2), v2.as_url().as_str());
+        assert_eq!(
+            asked(&v1),
+            format!("{}&token=.a%2Bb%2F%3D", v1.as_url().as_str())
+        );
+        assert!(!format!("{v1:?}").contains("a+b") && !v1.display().contains("token"));
         for protocol in [Protocol::V1, Protocol::V2] {
             assert_eq!(protocol.other().other(), protocol);
             assert_ne!(protocol.other(), protocol);

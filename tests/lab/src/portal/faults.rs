@@ -17,7 +17,8 @@ pub struct FaultSet {
     pub join: JoinFault,
     /// What becomes of the channel after a join.
     pub channel: ChannelFault,
-    /// Know nothing of version 2 of the channels: their paths answer 404.
+    /// Be a portal of 2024: know nothing of version 2 of the channels, whose paths answer 404, and
+    /// read tokens from the query alone.
     pub only_v1: bool,
     /// Do not reply to heartbeats.
     pub drop_heartbeat_replies: bool,

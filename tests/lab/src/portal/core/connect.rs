@@ -99,7 +99,9 @@ impl Core {
                 retry_after: None,
             });
         }
-        let token = token(&request).ok_or_else(|| {
+        let old = self.faults.borrow().of(request.role).only_v1;
+        let header = request.authorization.clone().filter(|_| !old);
+        let token = token(header.as_deref(), &request.params).ok_or_else(|| {
             Refusal::new(
                 StatusCode::UNAUTHORIZED,
                 "missing_token",
@@ -288,12 +290,10 @@ fn external_id(params: &HashMap<String, String>) -> Option<&str> {
 }
 
 /// The header wins over the query parameter of older peers (§1.3).
-fn token(request: &ConnectRequest) -> Option<String> {
-    request
-        .authorization
-        .as_deref()
+fn token(authorization: Option<&str>, params: &HashMap<String, String>) -> Option<String> {
+    authorization
         .and_then(|value| value.strip_prefix("Bearer "))
-        .or_else(|| request.params.get("token").map(String::as_str))
+        .or_else(|| params.get("token").map(String::as_str))
         .filter(|token| !token.is_empty())
         .map(str::to_owned)
 }
