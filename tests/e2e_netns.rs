@@ -123,20 +123,60 @@ fn with_the_direct_path_blocked_everything_goes_through_the_relay() -> Result<()
 
 #[test]
 #[ignore = "needs root, coturn and network namespaces"]
-fn a_client_moves_to_the_relay_when_the_direct_path_dies() -> Result<()> {
+fn a_transfer_moves_to_the_relay_when_the_direct_path_dies_and_back_when_it_lives() -> Result<()> {
     let mut lab = Lab::start_all("failover", gateway())?;
     lab.fetch(&page(RESOURCE_V4))
         .with_context(|| lab.net.logs())?;
     expect_path(&mut lab, |p| p == "direct", 10)?;
-    lab.block_direct()?;
-    lab.net
-        .eventually("a page over the relay", Duration::from_secs(60), |net| {
-            net.sh(
-                "client",
-                &format!("curl -sf --max-time 5 http://{RESOURCE_V4}/ >/dev/null"),
-            )
-        })?;
-    expect_path(&mut lab, |p| p.starts_with("relay"), 10)
+    let mut download = lab
+        .net
+        .command(
+            "client",
+            "curl",
+            &[
+                "-sSf",
+                "--limit-rate",
+                "2M",
+                "-o",
+                "/dev/null",
+                "-w",
+                "%{size_download}",
+                &format!("http://{RESOURCE_V4}/bytes/80000000"),
+            ],
+        )
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()?;
+    std::thread::sleep(Duration::from_secs(3));
+    for round in ["first", "second"] {
+        lab.block_direct()?;
+        let cut = Instant::now();
+        expect_path(&mut lab, |p| p.starts_with("relay"), 5)?;
+        println!("{round} cut: relayed after {:?}", cut.elapsed());
+        // The client's own traffic has moved, too: nothing else would get through.
+        lab.net
+            .eventually("a page over the relay", Duration::from_secs(5), |net| {
+                net.sh(
+                    "client",
+                    &format!("curl -sf --max-time 1 http://{RESOURCE_V4}/ >/dev/null"),
+                )
+            })?;
+        println!("{round} cut: a page after {:?}", cut.elapsed());
+        lab.unblock_direct()?;
+        let mended = Instant::now();
+        expect_path(&mut lab, |p| p == "direct", 40)?;
+        println!("{round} mend: direct after {:?}", mended.elapsed());
+        ensure!(
+            download.try_wait()?.is_none() || round == "second",
+            "the download was to last"
+        );
+    }
+    let output = download.wait_with_output()?;
+    ensure!(
+        output.status.success() && output.stdout == b"80000000",
+        "download broken: {output:?}"
+    );
+    Ok(())
 }
 
 #[test]

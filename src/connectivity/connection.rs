@@ -1,5 +1,8 @@
 //! One client's ICE agent with what surrounds it: candidates, relay, nominated path, time limits.
 
+mod pairs;
+mod paths;
+
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -8,9 +11,10 @@ use is::{
     Candidate, CandidateKind, IceAgent, IceAgentEvent, IceConnectionState, IceCreds, Protocol,
 };
 
-use super::relay::ChannelPath;
+use self::pairs::{Ends, Pairs};
+use self::paths::Search;
 use super::{ConnectionView, FailureCause};
-use crate::datapath::peers::{Path, PathKind};
+use crate::datapath::peers::Path;
 use crate::ids::RelayId;
 use crate::portal::messages::IceCredentials;
 
@@ -44,6 +48,14 @@ const ACTIVE: Profile = Profile {
     retransmits: 12,
 };
 
+/// While the path in use owes an answer: many checks at once, so that a lossy path is told from a
+/// dead one. They are as many as last longer than the question stays open.
+const SUSPECT: Profile = Profile {
+    initial: Duration::from_millis(250),
+    max: Duration::from_millis(250),
+    retransmits: 60,
+};
+
 /// While idle: as seldom as keeps NAT bindings alive, and long enough that the client decides.
 const IDLE: Profile = Profile {
     initial: Duration::from_secs(25),
@@ -61,8 +73,19 @@ pub(super) struct Connection {
     relayed: Vec<(RelayId, SocketAddr, SocketAddr)>,
     added: Vec<Candidate>,
     invalidated: Vec<String>,
+    /// Our public addresses, and the local address that each belongs to.
+    reflexive: Vec<(SocketAddr, SocketAddr)>,
     /// The pair to send on, as the agent says.
-    nominated: Option<(SocketAddr, SocketAddr)>,
+    nominated: Option<Ends>,
+    /// The pair that is sent on.
+    in_use: Option<Ends>,
+    pairs: Pairs,
+    /// The deadline of the nominated pair that was acted upon.
+    told_dead: Option<Instant>,
+    /// The moment of doubt that was acted upon.
+    told_doubt: Option<Instant>,
+    search: Search,
+    suspect: bool,
     path: Option<Path>,
     created: Instant,
     has_remote: bool,
@@ -86,7 +109,14 @@ impl Connection {
             relayed: Vec::new(),
             added: Vec::new(),
             invalidated: Vec::new(),
+            reflexive: Vec::new(),
             nominated: None,
+            in_use: None,
+            pairs: Pairs::new(now),
+            told_dead: None,
+            told_doubt: None,
+            search: Search::default(),
+            suspect: false,
             path: None,
             created: now,
             has_remote: false,
@@ -127,6 +157,7 @@ impl Connection {
         if self.idle {
             self.idle = false;
             self.apply(&ACTIVE);
+            self.pairs.watch_from(now);
         }
     }
 
@@ -146,6 +177,7 @@ impl Connection {
     }
 
     pub(super) fn add_server_reflexive(&mut self, address: SocketAddr, base: SocketAddr) {
+        self.reflexive.push((address, base));
         self.add_local(Candidate::server_reflexive(address, base, "udp"));
     }
 
@@ -210,7 +242,7 @@ impl Connection {
         let mut added = std::mem::take(&mut self.added);
         added.sort_by_key(|c| std::cmp::Reverse(c.prio()));
         (
-            added.iter().map(Candidate::to_sdp_string).collect(),
+            added.iter().map(|c| self.line(c)).collect(),
             std::mem::take(&mut self.invalidated),
         )
     }
@@ -285,9 +317,14 @@ impl Connection {
     ) {
         // A check that came to an address not known as host candidate shows that the address
         // works: without the candidate the agent would have to ignore it.
-        let known = self.agent.local_candidates().any(|c| c.addr() == local);
-        if !known && message.is_binding_request() && self.agent.accepts_message(&message) {
-            self.add_host(local);
+        let accepted = self.agent.accepts_message(&message);
+        if accepted && message.is_binding_request() {
+            if !self.agent.local_candidates().any(|c| c.addr() == local) {
+                self.add_host(local);
+            }
+            self.pairs.asked((local, remote), message.use_candidate());
+        } else if accepted && message.is_successful_binding_response() {
+            self.pairs.answered(now, (local, remote));
         }
         self.agent.handle_packet(
             now,
@@ -306,8 +343,10 @@ impl Connection {
             && now.duration_since(self.last_activity) >= IDLE_AFTER
         {
             self.idle = true;
+            self.suspect = false;
             self.apply(&IDLE);
         }
+        self.search_again(now);
         self.agent.handle_timeout(now);
     }
 
@@ -360,41 +399,10 @@ impl Connection {
             .map(|(relay, _, _)| *relay)
     }
 
-    /// The relay and peer of the nominated pair, if it is relayed on our side.
+    /// The relay and peer of the pair in use, if it is relayed on our side.
     pub(super) fn relayed_peer(&self) -> Option<(RelayId, SocketAddr)> {
-        let (local, remote) = self.nominated?;
+        let (local, remote) = self.in_use?;
         Some((self.relay_of(local)?, remote))
-    }
-
-    /// The new path if it differs from the last one told.
-    pub(super) fn path_change(
-        &mut self,
-        channel_to: impl Fn(RelayId, SocketAddr) -> Option<ChannelPath>,
-    ) -> Option<Option<Path>> {
-        let path = self.nominated.and_then(|(local, remote)| {
-            let remote_relayed = self
-                .agent
-                .remote_candidates()
-                .any(|c| c.addr() == remote && c.kind() == CandidateKind::Relayed);
-            match self.relay_of(local) {
-                Some(relay) => channel_to(relay, remote).map(|channel| Path {
-                    source: None,
-                    destination: channel.relay,
-                    channel: Some(channel.channel),
-                    kind: PathKind::of(true, remote_relayed),
-                }),
-                None => Some(Path {
-                    source: Some(local.ip()),
-                    destination: remote,
-                    channel: None,
-                    kind: PathKind::of(false, remote_relayed),
-                }),
-            }
-        });
-        (path != self.path).then(|| {
-            self.path = path;
-            path
-        })
     }
 
     /// Why the connection must end, if it must.
@@ -411,10 +419,18 @@ impl Connection {
         let grace = self.disconnected.map(|at| at + DISCONNECT_GRACE);
         let idle = (!self.idle && self.agent.state().is_connected())
             .then(|| self.last_activity + IDLE_AFTER);
-        [self.agent.poll_timeout(), candidates, grace, idle]
-            .into_iter()
-            .flatten()
-            .min()
+        [
+            self.agent.poll_timeout(),
+            candidates,
+            grace,
+            idle,
+            self.doubt_at(),
+            self.dead_at(),
+            self.search_at(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     pub(super) fn view(&self) -> ConnectionView {
@@ -427,8 +443,8 @@ impl Connection {
                 IceConnectionState::Disconnected => "disconnected",
             },
             path: self.path,
-            local: self.nominated.map(|(local, _)| local),
-            remote: self.nominated.map(|(_, remote)| remote),
+            local: self.in_use.map(|(local, _)| local),
+            remote: self.in_use.map(|(_, remote)| remote),
         }
     }
 }

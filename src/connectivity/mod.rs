@@ -443,7 +443,7 @@ impl Connectivity {
         }
         let relays = &self.relays;
         if let Some(path) =
-            connection.path_change(|relay, peer| relays.channel_to(now, relay, peer))
+            connection.path_change(now, |relay, peer| relays.channel_to(now, relay, peer))
         {
             self.events.push_back(Event::PathChanged { client, path });
             // A relay that has restarted answers keep-alives, but knows nothing of us any more.
@@ -607,3 +607,6 @@ pub fn wrap(channel: u16, payload: &[u8]) -> Option<Vec<u8>> {
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod path_tests;

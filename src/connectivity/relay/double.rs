@@ -45,14 +45,14 @@ define_attribute_enums!(
     ]
 );
 
-pub(super) const BINDING: u16 = 0x001;
-pub(super) const ALLOCATE: u16 = 0x003;
-pub(super) const REFRESH: u16 = 0x004;
-pub(super) const CHANNEL_BIND: u16 = 0x009;
+pub(in crate::connectivity) const BINDING: u16 = 0x001;
+pub(in crate::connectivity) const ALLOCATE: u16 = 0x003;
+pub(in crate::connectivity) const REFRESH: u16 = 0x004;
+pub(in crate::connectivity) const CHANNEL_BIND: u16 = 0x009;
 
 /// Where servers differ (data-path spec §3.6, §3.7).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Style {
+pub(in crate::connectivity) enum Style {
     /// Never signs 401 and 438. A repeated ALLOCATE with the same transaction id gets the same
     /// answer; another one gets an unsigned 437, before any authentication. A deleted allocation
     /// lingers for a second. (The last two as measured with 4.6.1.)
@@ -64,15 +64,15 @@ pub(super) enum Style {
 
 /// A request as the server saw it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Seen {
-    pub(super) at: Instant,
-    pub(super) method: u16,
-    pub(super) signed: bool,
-    pub(super) attributes: Vec<u16>,
-    pub(super) lifetime: Option<u64>,
-    pub(super) to: SocketAddr,
+pub(in crate::connectivity) struct Seen {
+    pub(in crate::connectivity) at: Instant,
+    pub(in crate::connectivity) method: u16,
+    pub(in crate::connectivity) signed: bool,
+    pub(in crate::connectivity) attributes: Vec<u16>,
+    pub(in crate::connectivity) lifetime: Option<u64>,
+    pub(in crate::connectivity) to: SocketAddr,
     /// The error the server answered, 0 for success.
-    pub(super) answer: u16,
+    pub(in crate::connectivity) answer: u16,
 }
 
 #[derive(Debug)]
@@ -86,44 +86,44 @@ struct ServerAllocation {
 }
 
 #[derive(Debug)]
-pub(super) struct TurnServer {
-    pub(super) style: Style,
-    pub(super) sockets: Vec<SocketAddr>,
-    pub(super) relay_ips: Vec<IpAddr>,
-    pub(super) realm: String,
-    pub(super) users: HashMap<String, String>,
-    pub(super) lifetime: u64,
+pub(in crate::connectivity) struct TurnServer {
+    pub(in crate::connectivity) style: Style,
+    pub(in crate::connectivity) sockets: Vec<SocketAddr>,
+    pub(in crate::connectivity) relay_ips: Vec<IpAddr>,
+    pub(in crate::connectivity) realm: String,
+    pub(in crate::connectivity) users: HashMap<String, String>,
+    pub(in crate::connectivity) lifetime: u64,
     /// Answers nothing while set.
-    pub(super) silent: bool,
+    pub(in crate::connectivity) silent: bool,
     /// Pads channel data to four bytes.
-    pub(super) pads: bool,
+    pub(in crate::connectivity) pads: bool,
     /// Never accepts a nonce.
-    pub(super) always_stale: bool,
+    pub(in crate::connectivity) always_stale: bool,
     /// Error for ALLOCATE with ADDITIONAL-ADDRESS-FAMILY.
-    pub(super) refuses_additional: Option<u16>,
+    pub(in crate::connectivity) refuses_additional: Option<u16>,
     /// Errors to answer to the next authenticated requests of a method.
-    pub(super) errors: VecDeque<(u16, u16)>,
+    pub(in crate::connectivity) errors: VecDeque<(u16, u16)>,
     /// Whether such errors are signed.
-    pub(super) signs_errors: bool,
+    pub(in crate::connectivity) signs_errors: bool,
     /// Whether success responses are signed.
-    pub(super) signs_success: bool,
+    pub(in crate::connectivity) signs_success: bool,
     /// Signs with this password instead of the user's.
-    pub(super) forged_key: Option<String>,
+    pub(in crate::connectivity) forged_key: Option<String>,
     /// Serves anybody without credentials.
-    pub(super) open: bool,
-    pub(super) seen: Vec<Seen>,
+    pub(in crate::connectivity) open: bool,
+    pub(in crate::connectivity) seen: Vec<Seen>,
     /// What reached peers: peer and payload.
-    pub(super) forwarded: Vec<(SocketAddr, Vec<u8>)>,
+    pub(in crate::connectivity) forwarded: Vec<(SocketAddr, Vec<u8>)>,
     allocations: HashMap<SocketAddr, ServerAllocation>,
     nonce: u32,
     next_port: u16,
 }
 
-pub(super) const USER: &str = "2145916800:salt";
-pub(super) const PASSWORD: &str = "hunter2-hunter2";
+pub(in crate::connectivity) const USER: &str = "2145916800:salt";
+pub(in crate::connectivity) const PASSWORD: &str = "hunter2-hunter2";
 
 impl TurnServer {
-    pub(super) fn new(style: Style, sockets: &[&str], relay_ips: &[&str]) -> Self {
+    pub(in crate::connectivity) fn new(style: Style, sockets: &[&str], relay_ips: &[&str]) -> Self {
         Self {
             style,
             sockets: sockets.iter().map(|s| s.parse().unwrap()).collect(),
@@ -149,24 +149,24 @@ impl TurnServer {
     }
 
     /// Loses all state, as a restart does.
-    pub(super) fn restart(&mut self) {
+    pub(in crate::connectivity) fn restart(&mut self) {
         self.allocations.clear();
         self.nonce += 1000;
     }
 
     /// Makes every nonce handed out so far stale.
-    pub(super) fn expire_nonces(&mut self) {
+    pub(in crate::connectivity) fn expire_nonces(&mut self) {
         self.nonce += 1;
     }
 
-    pub(super) fn allocations(&self, now: Instant) -> usize {
+    pub(in crate::connectivity) fn allocations(&self, now: Instant) -> usize {
         self.allocations
             .values()
             .filter(|a| now < a.expires_at)
             .count()
     }
 
-    pub(super) fn channels(&self) -> Vec<(u16, SocketAddr)> {
+    pub(in crate::connectivity) fn channels(&self) -> Vec<(u16, SocketAddr)> {
         let mut channels: Vec<_> = self
             .allocations
             .values()
@@ -176,12 +176,17 @@ impl TurnServer {
         channels
     }
 
-    pub(super) fn count(&self, method: u16) -> usize {
+    pub(in crate::connectivity) fn count(&self, method: u16) -> usize {
         self.seen.iter().filter(|s| s.method == method).count()
     }
 
     /// An allocation that somebody left behind on this 5-tuple.
-    pub(super) fn leave_behind(&mut self, now: Instant, client: SocketAddr, username: &str) {
+    pub(in crate::connectivity) fn leave_behind(
+        &mut self,
+        now: Instant,
+        client: SocketAddr,
+        username: &str,
+    ) {
         let allocation = ServerAllocation {
             username: username.to_owned(),
             transaction: TransactionId::new([0; 12]),
@@ -193,7 +198,7 @@ impl TurnServer {
     }
 
     /// A datagram from `peer` to one of the relayed addresses; answers what goes to which client.
-    pub(super) fn packet_from(
+    pub(in crate::connectivity) fn packet_from(
         &self,
         now: Instant,
         peer: SocketAddr,
@@ -214,7 +219,7 @@ impl TurnServer {
         })
     }
 
-    pub(super) fn handle(
+    pub(in crate::connectivity) fn handle(
         &mut self,
         now: Instant,
         client: SocketAddr,
@@ -531,7 +536,7 @@ fn attribute_types(datagram: &[u8]) -> Vec<u16> {
 }
 
 /// The method of a STUN datagram, for filters.
-pub(super) fn method_of(datagram: &[u8]) -> Option<u16> {
+pub(in crate::connectivity) fn method_of(datagram: &[u8]) -> Option<u16> {
     if datagram[0] & 0xC0 != 0 {
         return None;
     }
@@ -543,7 +548,7 @@ pub(super) fn method_of(datagram: &[u8]) -> Option<u16> {
 }
 
 /// What the virtual network drives.
-pub(super) trait Machine {
+pub(in crate::connectivity) trait Machine {
     fn packet(&mut self, now: Instant, local: SocketAddr, from: SocketAddr, datagram: &[u8]);
     fn timeout(&mut self, now: Instant);
     fn next_timeout(&self) -> Option<Instant>;
@@ -552,7 +557,7 @@ pub(super) trait Machine {
 
 /// What the network does with a datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fate {
+pub(in crate::connectivity) enum Fate {
     Deliver,
     Lose,
     /// Deliver this much later than usual.
@@ -569,25 +574,25 @@ enum Hop {
 type Filter = Box<dyn FnMut(bool, &[u8]) -> Fate>;
 
 /// Virtual time, one client with one socket per family, some servers.
-pub(super) struct World<M> {
-    pub(super) now: Instant,
-    pub(super) machine: M,
-    pub(super) servers: Vec<TurnServer>,
+pub(in crate::connectivity) struct World<M> {
+    pub(in crate::connectivity) now: Instant,
+    pub(in crate::connectivity) machine: M,
+    pub(in crate::connectivity) servers: Vec<TurnServer>,
     /// One-way delay to and from a server.
-    pub(super) delay_to: Box<dyn Fn(SocketAddr) -> Duration>,
+    pub(in crate::connectivity) delay_to: Box<dyn Fn(SocketAddr) -> Duration>,
     /// The client's IPv4 address as servers see it.
-    pub(super) nat_v4: SocketAddr,
-    pub(super) filter: Filter,
+    pub(in crate::connectivity) nat_v4: SocketAddr,
+    pub(in crate::connectivity) filter: Filter,
     queue: BTreeMap<(Instant, u64), Hop>,
     sequence: u64,
 }
 
-pub(super) const LOCAL_V4: &str = "10.0.0.2:52625";
-pub(super) const LOCAL_V6: &str = "[2001:db8:1::2]:52625";
-pub(super) const NAT_V4: &str = "203.0.113.77:41000";
+pub(in crate::connectivity) const LOCAL_V4: &str = "10.0.0.2:52625";
+pub(in crate::connectivity) const LOCAL_V6: &str = "[2001:db8:1::2]:52625";
+pub(in crate::connectivity) const NAT_V4: &str = "203.0.113.77:41000";
 
 impl<M: Machine> World<M> {
-    pub(super) fn new(now: Instant, machine: M, servers: Vec<TurnServer>) -> Self {
+    pub(in crate::connectivity) fn new(now: Instant, machine: M, servers: Vec<TurnServer>) -> Self {
         Self {
             now,
             machine,
@@ -625,17 +630,17 @@ impl<M: Machine> World<M> {
     }
 
     /// Sends a raw datagram from the client, as the data path would.
-    pub(super) fn send_raw(&mut self, to: SocketAddr, datagram: Vec<u8>) {
+    pub(in crate::connectivity) fn send_raw(&mut self, to: SocketAddr, datagram: Vec<u8>) {
         self.enqueue(Hop::ToServer { to, datagram });
     }
 
     /// Delivers a raw datagram to the client.
-    pub(super) fn receive_raw(&mut self, from: SocketAddr, datagram: Vec<u8>) {
+    pub(in crate::connectivity) fn receive_raw(&mut self, from: SocketAddr, datagram: Vec<u8>) {
         self.enqueue(Hop::ToClient { from, datagram });
     }
 
     /// Lets time pass; every packet and timer happens at its moment.
-    pub(super) fn run(&mut self, duration: Duration) {
+    pub(in crate::connectivity) fn run(&mut self, duration: Duration) {
         let end = self.now + duration;
         let mut steps = 0;
         loop {
@@ -665,11 +670,11 @@ impl<M: Machine> World<M> {
     }
 
     /// Live allocations of a server.
-    pub(super) fn allocations(&self, server: usize) -> usize {
+    pub(in crate::connectivity) fn allocations(&self, server: usize) -> usize {
         self.servers[server].allocations(self.now)
     }
 
-    pub(super) fn run_secs(&mut self, seconds: u64) {
+    pub(in crate::connectivity) fn run_secs(&mut self, seconds: u64) {
         self.run(Duration::from_secs(seconds));
     }
 

@@ -20,7 +20,7 @@ mod transactions;
 #[cfg(test)]
 mod allocation_tests;
 #[cfg(test)]
-mod double;
+pub(super) mod double;
 #[cfg(test)]
 mod set_tests;
 #[cfg(test)]

@@ -1,0 +1,166 @@
+//! Which candidate pairs show signs of life. The agent keeps a pair until its checks have failed
+//! for good, which takes a multiple of what a TCP connection bears; so the path is chosen among
+//! pairs whose last check was answered lately (data-path spec §12 R2).
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+/// More pairs are not followed; the one that was answered least lately goes.
+const MAX: usize = 100;
+
+/// Our address (host or relayed) and theirs.
+pub(super) type Ends = (SocketAddr, SocketAddr);
+
+#[derive(Debug, Clone, Copy)]
+struct Pair {
+    ends: Ends,
+    /// The client permits it (USE-CANDIDATE, RFC 8445 §8).
+    nominated: bool,
+    /// When an answer to one of our checks came last: proof of both directions.
+    answered: Option<Instant>,
+}
+
+/// The pairs of one connection.
+#[derive(Debug)]
+pub(super) struct Pairs {
+    pairs: Vec<Pair>,
+    /// Before this, checks were too rare to say anything.
+    watched_since: Instant,
+}
+
+impl Pairs {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            pairs: Vec::new(),
+            watched_since: now,
+        }
+    }
+
+    /// The pace of checks changed.
+    pub(super) fn watch_from(&mut self, now: Instant) {
+        self.watched_since = now;
+    }
+
+    /// The client checked a pair.
+    pub(super) fn asked(&mut self, ends: Ends, use_candidate: bool) {
+        let pair = self.pair(ends);
+        pair.nominated |= use_candidate;
+    }
+
+    /// The client answered a check.
+    pub(super) fn answered(&mut self, now: Instant, ends: Ends) {
+        self.pair(ends).answered = Some(now);
+    }
+
+    fn pair(&mut self, ends: Ends) -> &mut Pair {
+        let at = match self.pairs.iter().position(|p| p.ends == ends) {
+            Some(at) => at,
+            None => {
+                if self.pairs.len() == MAX {
+                    let oldest = self
+                        .pairs
+                        .iter()
+                        .enumerate()
+                        .min_by_key(|(_, p)| p.answered);
+                    if let Some((oldest, _)) = oldest {
+                        self.pairs.swap_remove(oldest);
+                    }
+                }
+                self.pairs.push(Pair {
+                    ends,
+                    nominated: false,
+                    answered: None,
+                });
+                self.pairs.len() - 1
+            }
+        };
+        &mut self.pairs[at]
+    }
+
+    /// When a check of the pair was answered last.
+    pub(super) fn answered_at(&self, ends: Ends) -> Option<Instant> {
+        self.pairs.iter().find(|p| p.ends == ends)?.answered
+    }
+
+    /// When the pair stops counting as alive, unless it is answered again.
+    pub(super) fn alive_until(&self, ends: Ends, limit: Duration) -> Option<Instant> {
+        let answered = self.answered_at(ends)?;
+        Some(answered.max(self.watched_since) + limit)
+    }
+
+    /// Pairs that were answered within the limit, and whether the client permits them.
+    pub(super) fn alive(
+        &self,
+        now: Instant,
+        limit: Duration,
+    ) -> impl Iterator<Item = (Ends, bool)> + '_ {
+        self.pairs
+            .iter()
+            .filter(move |p| p.answered.is_some_and(|at| now < at + limit))
+            .map(|p| (p.ends, p.nominated))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(3);
+    const TICK: Duration = Duration::from_millis(1);
+
+    fn ends(n: u16) -> Ends {
+        (
+            SocketAddr::from(([192, 0, 2, 1], 1)),
+            SocketAddr::from(([192, 0, 2, 9], n)),
+        )
+    }
+
+    #[test]
+    fn a_pair_is_alive_until_the_limit_after_its_last_answer() {
+        let start = Instant::now();
+        let mut pairs = Pairs::new(start);
+        assert_eq!(pairs.alive_until(ends(1), LIMIT), None);
+        pairs.asked(ends(1), true);
+        assert_eq!(pairs.alive_until(ends(1), LIMIT), None, "one way only");
+        pairs.answered(start, ends(1));
+        assert_eq!(pairs.alive_until(ends(1), LIMIT), Some(start + LIMIT));
+        assert_eq!(pairs.alive(start + LIMIT - TICK, LIMIT).count(), 1);
+        assert_eq!(pairs.alive(start + LIMIT, LIMIT).count(), 0);
+        pairs.answered(start + LIMIT, ends(1));
+        assert_eq!(
+            pairs.alive(start + LIMIT, LIMIT).next(),
+            Some((ends(1), true))
+        );
+    }
+
+    #[test]
+    fn rare_checks_of_the_past_are_not_held_against_a_pair() {
+        let start = Instant::now();
+        let mut pairs = Pairs::new(start);
+        pairs.answered(start, ends(1));
+        let later = start + 10 * LIMIT;
+        pairs.watch_from(later);
+        assert_eq!(pairs.alive_until(ends(1), LIMIT), Some(later + LIMIT));
+        assert_eq!(
+            pairs.alive(later, LIMIT).count(),
+            0,
+            "but it is no proof of life either"
+        );
+    }
+
+    #[test]
+    fn any_number_of_pairs_is_followed_in_bounded_memory() {
+        let start = Instant::now();
+        let mut pairs = Pairs::new(start);
+        for n in 0..1000 {
+            pairs.asked(ends(n), false);
+            if n % 2 == 0 {
+                pairs.answered(start + TICK * u32::from(n), ends(n));
+            }
+        }
+        assert_eq!(pairs.pairs.len(), MAX);
+        assert!(pairs.alive_until(ends(998), LIMIT).is_some());
+    }
+}

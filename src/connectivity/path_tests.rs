@@ -1,0 +1,409 @@
+//! A direct path that dies and comes back, in virtual time: gateway, client, and a relay in
+//! between that keeps working.
+
+#![allow(clippy::unwrap_used)]
+
+use is::stun::StunPacket;
+use is::{Candidate, IceAgent, IceAgentEvent, IceCreds, Protocol};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use secrecy::SecretString;
+use uuid::Uuid;
+
+use super::relay::double::{PASSWORD, Style, TurnServer, USER};
+use super::*;
+use crate::datapath::peers::PathKind;
+use crate::ids::RelayId;
+
+const GATEWAY: &str = "198.51.100.1:52625";
+const CLIENT: &str = "203.0.113.9:40000";
+const RELAY: &str = "192.0.2.1:3478";
+
+fn sock(s: &str) -> SocketAddr {
+    s.parse().unwrap()
+}
+
+fn creds(name: &str) -> IceCredentials {
+    IceCredentials {
+        username: name.to_owned(),
+        password: format!("{name}-password-0123456789"),
+    }
+}
+
+fn id() -> ClientId {
+    ClientId(Uuid::from_u128(1))
+}
+
+struct World {
+    now: Instant,
+    gateway: Connectivity,
+    client: IceAgent,
+    relay: TurnServer,
+    /// Share of datagrams between the two that are lost; the relay is always reached.
+    direct_loss: f64,
+    rng: SmallRng,
+    /// Whether candidates get through, which takes the portal.
+    portal: bool,
+    waiting: Vec<Event>,
+    /// The client believes the connection idle or not; both ends agree here.
+    active: bool,
+    next_second: Instant,
+    /// Since the start of the last [`Self::run`], every path the gateway used.
+    paths: Vec<(Duration, PathKind)>,
+    client_sends_to: Option<(Instant, SocketAddr)>,
+    offers: usize,
+    withdrawals: usize,
+}
+
+impl World {
+    /// Connected directly, with the relay as the other possibility.
+    fn new() -> Self {
+        let now = Instant::now();
+        let mut client = IceAgent::new(IceCreds {
+            ufrag: "clnt".into(),
+            pass: creds("clnt").password,
+        });
+        client.set_controlling(true);
+        client.set_timing_advance(Duration::ZERO);
+        // What stock clients use (data-path spec §2.4).
+        client.set_initial_stun_rto(Duration::from_millis(250));
+        client.set_max_stun_rto(Duration::from_millis(1500));
+        client.set_max_stun_retransmits(12);
+        client.set_remote_credentials(IceCreds {
+            ufrag: "gtwy".into(),
+            pass: creds("gtwy").password,
+        });
+        client.add_local_candidate(Candidate::host(sock(CLIENT), "udp").unwrap());
+        client.handle_timeout(now);
+        let mut gateway = Connectivity::new(1);
+        gateway.add_host(now, sock(GATEWAY));
+        gateway.upsert_relays(
+            now,
+            &[RelayEntry {
+                id: RelayId(Uuid::from_u128(1)),
+                v4: Some(sock(RELAY)),
+                v6: None,
+                username: USER.to_owned(),
+                password: SecretString::from(PASSWORD),
+                expires_at: 2_145_916_800,
+            }],
+        );
+        let mut world = Self {
+            now,
+            gateway,
+            client,
+            relay: TurnServer::new(Style::Stock, &[RELAY], &["192.0.2.1"]),
+            direct_loss: 0.0,
+            rng: SmallRng::seed_from_u64(7),
+            portal: true,
+            waiting: Vec::new(),
+            active: true,
+            next_second: now,
+            paths: Vec::new(),
+            client_sends_to: None,
+            offers: 0,
+            withdrawals: 0,
+        };
+        world.run(1.0);
+        let (ours, theirs) = (creds("gtwy"), creds("clnt"));
+        world.gateway.upsert(world.now, id(), &ours, &theirs, false);
+        let lines: Vec<String> = world
+            .client
+            .local_candidates()
+            .map(|c| c.to_sdp_string())
+            .collect();
+        world.gateway.add_remote_candidates(world.now, id(), &lines);
+        world.run(5.0);
+        assert_eq!(world.kind(), Some(PathKind::Direct));
+        assert_eq!(world.client_sends_to.unwrap().1, sock(GATEWAY));
+        world
+    }
+
+    fn kind(&self) -> Option<PathKind> {
+        self.gateway.describe(id())?.path.map(|path| path.kind)
+    }
+
+    fn lost(&mut self) -> bool {
+        self.direct_loss > 0.0 && self.rng.random_bool(self.direct_loss)
+    }
+
+    fn arrive_at_client(&mut self, source: SocketAddr, payload: &[u8]) {
+        let message = StunMessage::parse(payload).unwrap();
+        self.client.handle_packet(
+            self.now,
+            StunPacket {
+                proto: Protocol::Udp,
+                source,
+                destination: sock(CLIENT),
+                message,
+            },
+        );
+    }
+
+    /// The relay's address on the other side, as the client sees it.
+    fn relayed(&self) -> Option<SocketAddr> {
+        self.client
+            .remote_candidates()
+            .find(|c| c.kind() == is::CandidateKind::Relayed)
+            .map(|c| c.addr())
+    }
+
+    fn exchange(&mut self, begun: Instant) {
+        loop {
+            let mut quiet = true;
+            while let Some(t) = self.gateway.poll_transmit() {
+                quiet = false;
+                if t.destination == sock(RELAY) {
+                    let answer =
+                        self.relay
+                            .handle(self.now, sock(GATEWAY), t.destination, &t.payload);
+                    if let Some(answer) = answer {
+                        self.gateway
+                            .handle_packet(self.now, sock(GATEWAY), sock(RELAY), &answer);
+                    }
+                    for (peer, payload) in std::mem::take(&mut self.relay.forwarded) {
+                        if peer == sock(CLIENT)
+                            && let Some(relayed) = self.relayed()
+                        {
+                            self.arrive_at_client(relayed, &payload);
+                        }
+                    }
+                } else if t.destination == sock(CLIENT) && !self.lost() {
+                    self.arrive_at_client(sock(GATEWAY), &t.payload);
+                }
+            }
+            while let Some(t) = self.client.poll_transmit() {
+                quiet = false;
+                let bytes: Vec<u8> = t.contents.into();
+                if t.destination == sock(GATEWAY) {
+                    if !self.lost() {
+                        self.gateway
+                            .handle_packet(self.now, sock(GATEWAY), sock(CLIENT), &bytes);
+                    }
+                } else if let Some((to, datagram)) =
+                    self.relay.packet_from(self.now, sock(CLIENT), &bytes)
+                {
+                    self.gateway
+                        .handle_packet(self.now, to, sock(RELAY), &datagram);
+                }
+            }
+            while let Some(event) = self.client.poll_event() {
+                if let IceAgentEvent::NominatedSend { destination, .. } = event {
+                    self.client_sends_to = Some((self.now, destination));
+                }
+            }
+            while let Some(event) = self.gateway.poll_event() {
+                match &event {
+                    Event::PathChanged { path, .. } => {
+                        if let Some(path) = path {
+                            self.paths.push((self.now - begun, path.kind));
+                        }
+                        continue;
+                    }
+                    Event::CandidatesAdded { .. } => self.offers += 1,
+                    Event::CandidatesInvalidated { .. } => self.withdrawals += 1,
+                    _ => continue,
+                }
+                self.waiting.push(event);
+            }
+            if self.portal {
+                for event in std::mem::take(&mut self.waiting) {
+                    self.signal(&event);
+                }
+            }
+            if quiet {
+                return;
+            }
+        }
+    }
+
+    fn signal(&mut self, event: &Event) {
+        let candidate = |line: &String| Candidate::from_sdp_string(line).unwrap();
+        match event {
+            Event::CandidatesAdded { candidates, .. } => {
+                for line in candidates {
+                    self.client.add_remote_candidate(candidate(line));
+                }
+            }
+            Event::CandidatesInvalidated { candidates, .. } => {
+                for line in candidates {
+                    self.client.invalidate_candidate(&candidate(line));
+                }
+            }
+            _ => {}
+        }
+        self.client.handle_timeout(self.now);
+    }
+
+    fn run(&mut self, seconds: f64) {
+        let begun = self.now;
+        let end = self.now + Duration::from_secs_f64(seconds);
+        self.paths.clear();
+        self.exchange(begun);
+        loop {
+            let next = [
+                self.gateway.poll_timeout().map(|(at, _)| at),
+                self.client.poll_timeout(),
+                Some(self.next_second),
+            ]
+            .into_iter()
+            .flatten()
+            .min();
+            let Some(next) = next.filter(|at| *at <= end) else {
+                break;
+            };
+            self.now = self.now.max(next);
+            if self.next_second <= self.now {
+                self.next_second = self.now + Duration::from_secs(1);
+                if self.active {
+                    self.gateway.note_activity(self.now, id());
+                }
+            }
+            if self
+                .gateway
+                .poll_timeout()
+                .is_some_and(|(at, _)| at <= self.now)
+            {
+                self.gateway.handle_timeout(self.now);
+            }
+            self.client.handle_timeout(self.now);
+            self.exchange(begun);
+        }
+        self.now = end;
+    }
+}
+
+#[test]
+fn a_dead_direct_path_is_left_by_the_gateway_in_four_seconds_and_by_the_client_in_five() {
+    for phase in 0..15 {
+        let mut w = World::new();
+        w.run(10.0 + 0.1 * f64::from(phase));
+        w.direct_loss = 1.0;
+        let cut = w.now;
+        w.run(6.0);
+        let (after, kind) = w.paths[0];
+        assert_eq!(kind, PathKind::RelayLocal);
+        assert!(after <= Duration::from_secs(4), "{after:?}");
+        let (at, to) = w.client_sends_to.unwrap();
+        assert_ne!(to, sock(GATEWAY));
+        assert!(at - cut <= Duration::from_secs(5), "{:?}", at - cut);
+        assert_eq!(w.paths.len(), 1, "and no other change: {:?}", w.paths);
+        assert_eq!(w.withdrawals, 1);
+    }
+}
+
+#[test]
+fn a_pause_of_a_second_and_a_half_moves_nothing() {
+    // Wherever between two checks it begins.
+    for phase in 0..15 {
+        let mut w = World::new();
+        w.run(10.0 + 0.1 * f64::from(phase));
+        w.direct_loss = 1.0;
+        w.run(1.5);
+        w.direct_loss = 0.0;
+        w.run(30.0);
+        assert!(w.paths.is_empty(), "{phase}: {:?}", w.paths);
+        assert_eq!(w.withdrawals, 0);
+        assert_eq!(w.client_sends_to.unwrap().1, sock(GATEWAY));
+    }
+}
+
+#[test]
+fn a_lossy_direct_path_is_kept() {
+    for seed in 0..10 {
+        let mut w = World::new();
+        w.rng = SmallRng::seed_from_u64(seed);
+        w.direct_loss = 0.1;
+        w.run(600.0);
+        assert!(w.paths.is_empty(), "seed {seed}: {:?}", w.paths);
+        assert_eq!(w.kind(), Some(PathKind::Direct));
+    }
+}
+
+#[test]
+fn both_ends_return_to_the_direct_path_when_it_works_again() {
+    let mut w = World::new();
+    w.direct_loss = 1.0;
+    w.run(6.0);
+    w.direct_loss = 0.0;
+    w.run(12.0);
+    assert_eq!(w.kind(), Some(PathKind::Direct), "{:?}", w.paths);
+    assert_eq!(w.client_sends_to.unwrap().1, sock(GATEWAY));
+    assert_eq!(w.paths.len(), 1, "in one step: {:?}", w.paths);
+}
+
+#[test]
+fn a_direct_path_that_stays_dead_is_looked_for_ever_more_rarely() {
+    let mut w = World::new();
+    w.direct_loss = 1.0;
+    w.run(6.0);
+    w.offers = 0;
+    w.run(3600.0);
+    assert_eq!(w.kind(), Some(PathKind::RelayLocal));
+    assert!(w.paths.is_empty(), "traffic stays put: {:?}", w.paths);
+    assert!((10..=18).contains(&w.offers), "{} offers", w.offers);
+    assert!(w.withdrawals <= 1 + w.offers, "{}", w.withdrawals);
+    // Whenever it comes back, it is found within the longest pause.
+    w.direct_loss = 0.0;
+    w.run(301.0);
+    assert_eq!(w.kind(), Some(PathKind::Direct));
+}
+
+#[test]
+fn while_nothing_is_sent_nobody_looks_for_a_better_path() {
+    let mut w = World::new();
+    w.direct_loss = 1.0;
+    w.run(6.0);
+    w.active = false;
+    w.run(30.0);
+    w.offers = 0;
+    w.run(3600.0);
+    assert_eq!(w.offers, 0);
+    w.active = true;
+    w.direct_loss = 0.0;
+    w.run(15.0);
+    assert_eq!(w.kind(), Some(PathKind::Direct));
+}
+
+#[test]
+fn without_the_portal_the_gateway_moves_at_once_and_the_client_by_itself() {
+    let mut w = World::new();
+    w.portal = false;
+    w.direct_loss = 1.0;
+    w.run(4.0);
+    assert_eq!(w.kind(), Some(PathKind::RelayLocal));
+    w.run(20.0);
+    assert_ne!(w.client_sends_to.unwrap().1, sock(GATEWAY));
+    // It hears of everything at once when the portal is back.
+    w.direct_loss = 0.0;
+    w.portal = true;
+    w.run(60.0);
+    assert_eq!(w.kind(), Some(PathKind::Direct));
+    assert_eq!(w.client_sends_to.unwrap().1, sock(GATEWAY));
+}
+
+#[test]
+fn a_direct_path_that_keeps_failing_is_trusted_ever_less() {
+    let mut w = World::new();
+    let mut away = Vec::new();
+    for _ in 0..5 {
+        w.direct_loss = 1.0;
+        w.run(6.0);
+        assert_eq!(w.kind(), Some(PathKind::RelayLocal));
+        w.direct_loss = 0.0;
+        let left = w.now;
+        while w.kind() != Some(PathKind::Direct) {
+            w.run(1.0);
+        }
+        away.push((w.now - left).as_secs());
+        w.run(10.0);
+    }
+    assert!(away[4] > 3 * away[0], "{away:?}");
+    // A minute of good behaviour is enough.
+    w.run(60.0);
+    w.direct_loss = 1.0;
+    w.run(6.0);
+    w.direct_loss = 0.0;
+    w.run(12.0);
+    assert_eq!(w.kind(), Some(PathKind::Direct));
+}
