@@ -188,11 +188,10 @@ impl Connection {
         if path == self.path {
             return None;
         }
-        let was_direct = self.path.is_some_and(|p| p.kind == PathKind::Direct);
         self.path = path;
         match path.map(|p| p.kind) {
             Some(PathKind::Direct) => self.found(now),
-            Some(_) if was_direct => self.search(now),
+            Some(_) if self.search.direct_since.is_some() => self.search(now),
             _ => {}
         }
         Some(path)
@@ -209,14 +208,13 @@ impl Connection {
         if self.search.offered > self.pairs.answered_at(ends) {
             return;
         }
-        let mut alive = self
+        // Where the client's relay still reaches this very address, that way is cut off, too; so
+        // there has to be one to another address.
+        let has_another = self
             .pairs
             .alive(now, dead_after(self.idle))
-            .filter(|(ends, _)| self.is_ours(ends.0))
-            .map(|(ends, _)| ends.0)
-            .peekable();
-        let is_direct = self.relay_of(dead).is_none();
-        if !is_direct || alive.peek().is_none() || alive.any(|local| local == dead) {
+            .any(|(ends, _)| ends.0 != dead && self.is_ours(ends.0));
+        if self.relay_of(dead).is_some() || !has_another {
             return;
         }
         let gone: Vec<Candidate> = self
