@@ -34,8 +34,26 @@ pub struct Status {
     pub device: DeviceStatus,
     /// What the preflight found on the host.
     pub host: Vec<HostFinding>,
+    /// WireGuard handshakes.
+    #[serde(default)]
+    pub handshakes: HandshakeStatus,
     /// Dropped packets by reason.
     pub dropped: BTreeMap<String, u64>,
+}
+
+/// What became of WireGuard handshake messages since start.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct HandshakeStatus {
+    /// Initiations that were let through.
+    pub admitted: u64,
+    /// Messages whose sender does not know our public key.
+    pub bad_mac: u64,
+    /// Initiations that were answered with a cookie, because too many came.
+    pub cookies: u64,
+    /// Initiations over every limit.
+    pub limited: u64,
+    /// Messages that curve operations were done for.
+    pub computed: u64,
 }
 
 /// State of the portal channel.
@@ -142,6 +160,12 @@ pub struct ClientStatus {
     pub connection: String,
     /// `direct`, `relay_local`, `relay_remote`, `relay_both`; `None` without a nominated pair.
     pub path: Option<String>,
+    /// Since when it is this path.
+    #[serde(default)]
+    pub path_since: Option<f64>,
+    /// How often the path changed.
+    #[serde(default)]
+    pub path_changes: u64,
     /// Our end of the path.
     pub local: Option<String>,
     /// The client's end of the path.

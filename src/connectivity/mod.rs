@@ -26,6 +26,9 @@ use crate::portal::messages::{IceCredentials, RelayEntry, RelaysPresence};
 /// retransmission interval, so that slow answers still count.
 const CHECK_MEMORY: Duration = Duration::from_secs(30);
 
+/// For so long an answered check says who is at the other end; idle clients are checked each 25 s.
+const VOUCHED: Duration = Duration::from_secs(60);
+
 /// A datagram to send.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Transmit {
@@ -125,6 +128,8 @@ pub struct Connectivity {
     relays: RelaySet,
     connections: HashMap<ClientId, Connection>,
     by_ufrag: HashMap<String, ClientId>,
+    /// Whose checks were answered on a pair.
+    owners: HashMap<(SocketAddr, SocketAddr), ClientId>,
     checks: HashMap<[u8; 12], ClientId>,
     check_order: VecDeque<(Instant, [u8; 12])>,
     hosts: Vec<SocketAddr>,
@@ -141,6 +146,7 @@ impl Connectivity {
             relays: RelaySet::new(seed),
             connections: HashMap::new(),
             by_ufrag: HashMap::new(),
+            owners: HashMap::new(),
             checks: HashMap::new(),
             check_order: VecDeque::new(),
             hosts: Vec::new(),
@@ -224,6 +230,11 @@ impl Connectivity {
     pub fn remove(&mut self, client: ClientId) {
         if let Some(connection) = self.connections.remove(&client) {
             self.by_ufrag.remove(connection.local_ufrag());
+            for ends in connection.ends() {
+                if self.owners.get(&ends) == Some(&client) {
+                    self.owners.remove(&ends);
+                }
+            }
             self.deadlines.clear(&client);
         }
     }
@@ -318,7 +329,30 @@ impl Connectivity {
             return Inbound::Unknown;
         };
         self.with_connection(now, client, |c| c.handle_stun(now, local, remote, message));
+        if let Some(connection) = self.connections.get_mut(&client) {
+            for ends in connection.take_forgotten() {
+                self.owners.remove(&ends);
+            }
+            if connection.vouches_for(now, (local, remote), Duration::ZERO) {
+                self.owners.insert((local, remote), client);
+            }
+        }
         Inbound::Consumed
+    }
+
+    /// The client whose connectivity checks vouch for a path: it has shown lately, with credentials
+    /// of the portal's, that it is at the other end.
+    pub fn owner_of(
+        &self,
+        now: Instant,
+        local: SocketAddr,
+        remote: SocketAddr,
+    ) -> Option<ClientId> {
+        let client = *self.owners.get(&(local, remote))?;
+        self.connections
+            .get(&client)?
+            .vouches_for(now, (local, remote), VOUCHED)
+            .then_some(client)
     }
 
     /// The way back to whoever sent a datagram from `remote` to `local`: direct, or through the
@@ -576,6 +610,10 @@ pub struct ConnectionView {
     pub state: &'static str,
     /// The path in use.
     pub path: Option<Path>,
+    /// Since when.
+    pub path_since: Option<Instant>,
+    /// How often it changed.
+    pub path_changes: u64,
     /// Our end of the nominated pair.
     pub local: Option<SocketAddr>,
     /// The client's end of the nominated pair.

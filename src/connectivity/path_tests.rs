@@ -330,6 +330,7 @@ fn both_ends_return_to_the_direct_path_when_it_works_again() {
     assert_eq!(w.kind(), Some(PathKind::Direct), "{:?}", w.paths);
     assert_eq!(w.client_sends_to.unwrap().1, sock(GATEWAY));
     assert_eq!(w.paths.len(), 1, "in one step: {:?}", w.paths);
+    assert_eq!(w.gateway.describe(id()).unwrap().path_changes, 2);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::outbox::Outbox;
 use crate::access::{Access, AccessEvent, DropReason, TunnelAddresses};
-use crate::admin::model::{ClientStatus, RelayStatus};
+use crate::admin::model::{ClientStatus, HandshakeStatus, RelayStatus};
 use crate::connectivity::{self, Connectivity, Inbound, Transmit, Upsert};
 use crate::datapath::peers::PeerTable;
 use crate::datapath::worker::Counters;
@@ -278,7 +278,11 @@ impl Core {
                 payload,
             } => {
                 let message = &datagram[payload];
-                if let Err(refused) = self.wireguard.handle_message(now, local, remote, message) {
+                let owner = self.connectivity.owner_of(now, local, remote);
+                if let Err(refused) = self
+                    .wireguard
+                    .handle_message(now, local, remote, owner, message)
+                {
                     self.counters.count(refused.drop_reason(), 1);
                 }
             }
@@ -510,6 +514,18 @@ impl Core {
         self.connectivity.relay_statuses(now, wall)
     }
 
+    /// What to show about handshakes.
+    pub fn handshakes(&self) -> HandshakeStatus {
+        let counters = self.wireguard.admission_counters();
+        HandshakeStatus {
+            admitted: counters.admitted,
+            bad_mac: counters.bad_mac,
+            cookies: counters.cookies,
+            limited: counters.limited,
+            computed: counters.computed,
+        }
+    }
+
     /// What to show about clients.
     pub fn client_statuses(&self, now: Instant, wall: SystemTime) -> Vec<ClientStatus> {
         use std::sync::atomic::Ordering::Relaxed;
@@ -534,6 +550,11 @@ impl Core {
                         .as_ref()
                         .and_then(|v| v.path)
                         .map(|p| p.kind.as_str().to_owned()),
+                    path_since: view
+                        .as_ref()
+                        .and_then(|v| v.path_since)
+                        .map(|at| unix_seconds(wall - now.saturating_duration_since(at))),
+                    path_changes: view.as_ref().map_or(0, |v| v.path_changes),
                     local: view.as_ref().and_then(|v| v.local).map(|a| a.to_string()),
                     remote: view.as_ref().and_then(|v| v.remote).map(|a| a.to_string()),
                     last_handshake_at: last_handshake,

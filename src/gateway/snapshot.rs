@@ -6,7 +6,9 @@ use std::time::{Instant, SystemTime};
 
 use super::core::{Core, unix_seconds};
 use crate::access::DropReason;
-use crate::admin::model::{DeviceStatus, HostFinding, PortalStatus, SCHEMA, Status};
+use crate::admin::model::{
+    DeviceStatus, HandshakeStatus, HostFinding, PortalStatus, SCHEMA, Status,
+};
 use crate::datapath::worker::Counters;
 
 /// What does not change while the process runs.
@@ -61,6 +63,7 @@ pub fn build(
         clients: core.map_or_else(Vec::new, |c| c.client_statuses(now, wall)),
         device: around.device.clone(),
         host: around.host.clone(),
+        handshakes: core.map_or_else(HandshakeStatus::default, Core::handshakes),
         dropped,
     }
 }

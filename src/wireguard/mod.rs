@@ -4,6 +4,8 @@
 //! through [`Peer`], which take the session's lock once per run of packets. Who may reach what, and
 //! over which path, is decided elsewhere.
 
+mod admission;
+
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,14 +17,12 @@ use boringtun::noise::rate_limiter::RateLimiter;
 use boringtun::noise::{Packet, Tunn, TunnResult};
 use boringtun::x25519::{PublicKey, StaticSecret};
 
+pub use self::admission::AdmissionCounters;
+use self::admission::{Admission, Rejected};
 use crate::access::DropReason;
 use crate::datapath::peers::{IndexPool, Path, Peer, PeerTable};
 use crate::ids::ClientId;
 use crate::portal::messages::PresharedKey;
-
-/// Handshakes per second that the whole process takes before it asks for cookies
-/// (data-path spec §4.1).
-const HANDSHAKES_PER_SECOND: u64 = 100;
 
 /// How often every session's timers are looked at; boringtun's clock is as coarse as this.
 const TIMER_STEP: Duration = Duration::from_millis(500);
@@ -105,8 +105,8 @@ struct Session {
 pub struct WireGuard {
     private: StaticSecret,
     public: PublicKey,
-    /// Admission for the whole process, before any curve operation.
-    admission: RateLimiter,
+    /// Before any curve operation.
+    admission: Admission,
     /// Sessions get one that never limits: admission has already happened.
     unlimited: Arc<RateLimiter>,
     indices: IndexPool,
@@ -129,7 +129,7 @@ impl WireGuard {
     fn with_key(table: Arc<PeerTable>, private: StaticSecret) -> Self {
         let public = PublicKey::from(&private);
         Self {
-            admission: RateLimiter::new(&public, HANDSHAKES_PER_SECOND),
+            admission: Admission::new(&public),
             unlimited: Arc::new(RateLimiter::new(&public, u64::MAX)),
             indices: IndexPool::new(rand::random()),
             private,
@@ -238,8 +238,14 @@ impl WireGuard {
         }
     }
 
+    /// What handshakes went by.
+    pub fn admission_counters(&self) -> AdmissionCounters {
+        self.admission.counters
+    }
+
     /// Takes a message that is not established data: handshakes and cookies, or data that no
-    /// worker could place.
+    /// worker could place. `owner` is the client whose connectivity checks vouch for the path that
+    /// it came over, if there is one.
     ///
     /// # Errors
     /// See [`Refused`]; nothing has changed then.
@@ -248,27 +254,24 @@ impl WireGuard {
         now: Instant,
         local: SocketAddr,
         remote: SocketAddr,
+        owner: Option<ClientId>,
         datagram: &[u8],
     ) -> Result<(), Refused> {
-        let mut cookie = [0; SCRATCH];
-        let packet = match self
-            .admission
-            .verify_packet(Some(remote.ip()), datagram, &mut cookie)
-        {
+        let packet = match self.admission.admit(now, remote.ip(), owner, datagram) {
             Ok(packet) => packet,
-            Err(TunnResult::WriteToNetwork(reply)) => {
-                self.outgoing.push_back(Outgoing {
+            Err(Rejected::Invalid) => return Err(Refused::Invalid),
+            Err(Rejected::Mac) => return Err(Refused::Mac),
+            Err(Rejected::Limited(cookie)) => {
+                self.outgoing.extend(cookie.map(|payload| Outgoing {
                     route: Route::Reply { local, remote },
-                    payload: reply.to_vec(),
-                });
+                    payload,
+                }));
                 return Err(Refused::UnderLoad);
             }
-            Err(TunnResult::Err(WireGuardError::InvalidMac)) => return Err(Refused::Mac),
-            Err(TunnResult::Err(WireGuardError::UnderLoad)) => return Err(Refused::UnderLoad),
-            Err(_) => return Err(Refused::Invalid),
         };
         let (client, initiation) = match &packet {
             Packet::HandshakeInit(init) => {
+                self.admission.counters.computed += 1;
                 let half = parse_handshake_anon(&self.private, &self.public, init)
                     .map_err(|_| Refused::Invalid)?;
                 let client = self
@@ -277,7 +280,11 @@ impl WireGuard {
                     .ok_or(Refused::UnknownPeer)?;
                 (*client, true)
             }
-            Packet::HandshakeResponse(p) => (self.client_at(p.receiver_idx)?, false),
+            Packet::HandshakeResponse(p) => {
+                let client = self.client_at(p.receiver_idx)?;
+                self.admission.counters.computed += 1;
+                (client, false)
+            }
             Packet::PacketCookieReply(p) => (self.client_at(p.receiver_idx)?, false),
             Packet::PacketData(_) => return Err(Refused::Invalid),
         };
@@ -359,7 +366,6 @@ impl WireGuard {
             return;
         }
         self.next_step = (!self.sessions.is_empty()).then_some(now + TIMER_STEP);
-        self.admission.reset_count();
         let mut buffer = [0; SCRATCH];
         for (client, session) in &mut self.sessions {
             let mut message = None;

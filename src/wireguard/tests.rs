@@ -97,7 +97,7 @@ fn an_answer_before_nomination_waits_for_the_path() {
     let mut c = client(&wg, 1);
     wg.insert(now, c.id, c.public, PSK).unwrap();
     let initiation = c.initiation();
-    wg.handle_message(now, address(1), address(9), &initiation)
+    wg.handle_message(now, address(1), address(9), None, &initiation)
         .unwrap();
     assert_eq!(wg.poll_outgoing(), None, "no path, nothing leaves");
 
@@ -129,20 +129,20 @@ fn strangers_and_wrong_macs_are_told_apart() {
     let mut stranger = client(&wg, 1);
     let initiation = stranger.initiation();
     assert_eq!(
-        wg.handle_message(now, address(1), address(9), &initiation),
+        wg.handle_message(now, address(1), address(9), None, &initiation),
         Err(Refused::UnknownPeer)
     );
     let mut forged = initiation;
     forged[20] ^= 1;
     assert_eq!(
-        wg.handle_message(now, address(1), address(9), &forged),
+        wg.handle_message(now, address(1), address(9), None, &forged),
         Err(Refused::Mac)
     );
     for len in 0..200 {
-        let _ = wg.handle_message(now, address(1), address(9), &vec![1; len]);
+        let _ = wg.handle_message(now, address(1), address(9), None, &vec![1; len]);
     }
     assert_eq!(
-        wg.handle_message(now, address(1), address(9), b"hello"),
+        wg.handle_message(now, address(1), address(9), None, b"hello"),
         Err(Refused::Invalid)
     );
 }
@@ -155,7 +155,7 @@ fn a_wrong_preshared_key_does_not_connect() {
         .unwrap();
     wg.set_path(c.id, Some(path(9)));
     let initiation = c.initiation();
-    wg.handle_message(now, address(1), address(9), &initiation)
+    wg.handle_message(now, address(1), address(9), None, &initiation)
         .unwrap();
     let answer = wg.poll_outgoing().unwrap();
     let mut buffer = [0; SCRATCH];
@@ -166,19 +166,21 @@ fn a_wrong_preshared_key_does_not_connect() {
 }
 
 #[test]
-fn under_load_a_cookie_is_asked_for_at_the_senders_address() {
+fn a_source_that_sends_too_much_is_asked_for_a_cookie_at_its_address() {
     let (mut wg, _, now) = new();
     let mut c = client(&wg, 1);
     wg.insert(now, c.id, c.public, PSK).unwrap();
     wg.set_path(c.id, Some(path(9)));
     let mut asked = 0;
-    for _ in 0..HANDSHAKES_PER_SECOND + 5 {
+    for _ in 0..25 {
         let initiation = c.initiation();
-        if wg.handle_message(now, address(1), address(9), &initiation) == Err(Refused::UnderLoad) {
+        if wg.handle_message(now, address(1), address(9), None, &initiation)
+            == Err(Refused::UnderLoad)
+        {
             asked += 1;
         }
     }
-    assert_eq!(asked, 5);
+    assert_eq!(asked, 5, "twenty are free");
     let cookie = std::iter::from_fn(|| wg.poll_outgoing())
         .filter(|o| matches!(o.route, Route::Reply { .. }))
         .last()
@@ -190,13 +192,145 @@ fn under_load_a_cookie_is_asked_for_at_the_senders_address() {
             remote: address(9)
         }
     );
-    // With the cookie the client gets through even now.
+    // With the cookie the client gets through even now, but from nowhere else.
     c.take(&cookie.payload);
     let initiation = c.initiation();
+    for _ in 0..25 {
+        let _ = wg.handle_message(now, address(1), address(8), None, &initiation);
+    }
     assert_eq!(
-        wg.handle_message(now, address(1), address(9), &initiation),
+        wg.handle_message(now, address(1), address(8), None, &initiation),
+        Err(Refused::UnderLoad)
+    );
+    let initiation = c.initiation();
+    assert_eq!(
+        wg.handle_message(now, address(1), address(9), None, &initiation),
         Ok(())
     );
+}
+
+// ---- Floods ----
+
+/// Ten thousand initiations a second for five seconds, and a hundred clients that want in
+/// meanwhile. `attack` sends the n-th one.
+fn flood(
+    known_paths: bool,
+    mut attack: impl FnMut(&mut WireGuard, Instant, u32),
+) -> (WireGuard, usize) {
+    let (mut wg, _, start) = new();
+    let mut clients: Vec<Client> = (1..=100).map(|n| client(&wg, n)).collect();
+    for c in &clients {
+        wg.insert(start, c.id, c.public, PSK).unwrap();
+        wg.set_path(c.id, Some(path(9)));
+    }
+    let mut served = 0;
+    for n in 0..50_000u32 {
+        let now = start + Duration::from_micros(100) * n;
+        attack(&mut wg, now, n);
+        if n % 500 == 0 {
+            let at = (n / 500) as usize;
+            let source = SocketAddr::from(([10, 0, 0, u8::try_from(at).unwrap()], 7));
+            let c = &mut clients[at];
+            let owner = known_paths.then_some(c.id);
+            while wg.poll_outgoing().is_some() {}
+            let initiation = c.initiation();
+            let first = wg.handle_message(now, address(1), source, owner, &initiation);
+            let outcome = match first {
+                Ok(()) => Ok(()),
+                // Asked for a cookie, it comes back with it.
+                Err(_) => match wg.poll_outgoing() {
+                    Some(cookie) => {
+                        c.take(&cookie.payload);
+                        let again = c.initiation();
+                        let later = now + Duration::from_millis(50);
+                        wg.handle_message(later, address(1), source, owner, &again)
+                    }
+                    None => first,
+                },
+            };
+            served += usize::from(outcome.is_ok());
+        }
+        while wg.poll_outgoing().is_some() {}
+        while wg.poll_event().is_some() {}
+    }
+    (wg, served)
+}
+
+/// Messages of somebody who knows our public key and nothing else.
+fn strangers(wg: &WireGuard) -> Vec<Vec<u8>> {
+    let mut stranger = client(wg, 150);
+    (0..20).map(|_| stranger.initiation()).collect()
+}
+
+#[test]
+fn a_flood_from_one_source_keeps_nobody_else_out() {
+    let messages = std::cell::OnceCell::new();
+    let (wg, served) = flood(false, |wg, now, n| {
+        let messages = messages.get_or_init(|| strangers(wg));
+        let message = &messages[n as usize % messages.len()];
+        let refused = wg.handle_message(now, address(1), address(66), None, message);
+        assert!(refused.is_err());
+    });
+    assert!(served >= 99, "{served} of 100");
+    let counters = wg.admission_counters();
+    // Twenty at once and ten a second for five seconds are free for any source.
+    assert!(counters.computed <= 100 + 71, "{counters:?}");
+    assert!(counters.cookies <= 200 + 2500, "{counters:?}");
+    assert!(wg.admission.remembered() <= 200, "memory is flat");
+}
+
+#[test]
+fn a_flood_from_forged_sources_keeps_clients_with_a_path_in_and_costs_little() {
+    let messages = std::cell::OnceCell::new();
+    let (wg, served) = flood(true, |wg, now, n| {
+        let messages = messages.get_or_init(|| strangers(wg));
+        let source = SocketAddr::from(([11, (n >> 16) as u8, (n >> 8) as u8, n as u8], 7));
+        let message = &messages[n as usize % messages.len()];
+        let _ = wg.handle_message(now, address(1), source, None, message);
+    });
+    assert_eq!(served, 100);
+    let counters = wg.admission_counters();
+    assert!(counters.computed <= 100 + 100 + 251, "{counters:?}");
+    assert!(wg.admission.remembered() <= 3 * 4096, "memory is flat");
+}
+
+#[test]
+fn a_flood_with_a_cookie_meets_the_limit_of_its_source() {
+    let cookie = std::cell::OnceCell::new();
+    let (wg, served) = flood(true, |wg, now, n| {
+        let messages = cookie.get_or_init(|| {
+            let mut stranger = client(wg, 150);
+            for _ in 0..25 {
+                let message = stranger.initiation();
+                let _ = wg.handle_message(now, address(1), address(66), None, &message);
+            }
+            let reply = std::iter::from_fn(|| wg.poll_outgoing()).last().unwrap();
+            stranger.take(&reply.payload);
+            (0..20).map(|_| stranger.initiation()).collect::<Vec<_>>()
+        });
+        let message = &messages[n as usize % messages.len()];
+        let _ = wg.handle_message(now, address(1), address(66), None, message);
+    });
+    assert_eq!(served, 100);
+    let counters = wg.admission_counters();
+    // A hundred at once and fifty a second for those who prove their address, on top of the free
+    // ones.
+    assert!(counters.computed <= 100 + 71 + 351, "{counters:?}");
+    assert!(counters.computed >= 300, "the cookie is worth something");
+}
+
+#[test]
+fn garbage_costs_no_curve_operation() {
+    let (wg, served) = flood(false, |wg, now, n| {
+        let mut message = [n as u8; 148];
+        message[..4].copy_from_slice(&[1, 0, 0, 0]);
+        let refused = wg.handle_message(now, address(1), address(66), None, &message);
+        assert_eq!(refused, Err(Refused::Mac));
+    });
+    assert_eq!(served, 100);
+    let counters = wg.admission_counters();
+    assert_eq!((counters.computed, counters.bad_mac), (100, 50_000));
+    assert_eq!(counters.cookies, 0);
 }
 
 #[test]
@@ -206,7 +340,7 @@ fn a_replaced_session_no_longer_decrypts_what_was_meant_for_the_former() {
     wg.insert(now, c.id, c.public, PSK).unwrap();
     wg.set_path(c.id, Some(path(9)));
     let initiation = c.initiation();
-    wg.handle_message(now, address(1), address(9), &initiation)
+    wg.handle_message(now, address(1), address(9), None, &initiation)
         .unwrap();
     let answer = wg.poll_outgoing().unwrap();
     let data = c.take(&answer.payload).unwrap();
@@ -229,7 +363,7 @@ fn a_key_belongs_to_its_newest_owner_only() {
     assert!(wg.peer(c.id).is_none());
     wg.set_path(other, Some(path(9)));
     let initiation = c.initiation();
-    wg.handle_message(now, address(1), address(9), &initiation)
+    wg.handle_message(now, address(1), address(9), None, &initiation)
         .unwrap();
     assert_eq!(wg.poll_event(), Some(Event::Handshake(other)));
 }

@@ -24,6 +24,8 @@ struct Pair {
 #[derive(Debug)]
 pub(super) struct Pairs {
     pairs: Vec<Pair>,
+    /// Pairs that are not followed any more.
+    forgotten: Vec<Ends>,
     /// Before this, checks were too rare to say anything.
     watched_since: Instant,
 }
@@ -32,6 +34,7 @@ impl Pairs {
     pub(super) fn new(now: Instant) -> Self {
         Self {
             pairs: Vec::new(),
+            forgotten: Vec::new(),
             watched_since: now,
         }
     }
@@ -63,7 +66,7 @@ impl Pairs {
                         .enumerate()
                         .min_by_key(|(_, p)| p.answered);
                     if let Some((oldest, _)) = oldest {
-                        self.pairs.swap_remove(oldest);
+                        self.forgotten.push(self.pairs.swap_remove(oldest).ends);
                     }
                 }
                 self.pairs.push(Pair {
@@ -75,6 +78,16 @@ impl Pairs {
             }
         };
         &mut self.pairs[at]
+    }
+
+    /// Every pair.
+    pub(super) fn ends(&self) -> impl Iterator<Item = Ends> + '_ {
+        self.pairs.iter().map(|p| p.ends)
+    }
+
+    /// Pairs that had to make room.
+    pub(super) fn take_forgotten(&mut self) -> Vec<Ends> {
+        std::mem::take(&mut self.forgotten)
     }
 
     /// When a check of the pair was answered last.

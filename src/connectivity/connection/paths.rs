@@ -188,13 +188,39 @@ impl Connection {
         if path == self.path {
             return None;
         }
+        // The first one is no change.
+        self.path_changes += u64::from(self.path_since.is_some());
         self.path = path;
+        self.path_since = Some(now);
         match path.map(|p| p.kind) {
             Some(PathKind::Direct) => self.found(now),
             Some(_) if self.search.direct_since.is_some() => self.search(now),
             _ => {}
         }
         Some(path)
+    }
+
+    /// Whether a check of this pair was answered within `limit`: a client with the right
+    /// credentials is, or was then, at the other end.
+    pub(in crate::connectivity) fn vouches_for(
+        &self,
+        now: Instant,
+        ends: Ends,
+        limit: Duration,
+    ) -> bool {
+        self.pairs
+            .answered_at(ends)
+            .is_some_and(|at| now - at <= limit)
+    }
+
+    /// Pairs that [`Self::vouches_for`] may speak of.
+    pub(in crate::connectivity) fn ends(&self) -> impl Iterator<Item = Ends> + '_ {
+        self.pairs.ends()
+    }
+
+    /// Pairs that it does not speak of any more.
+    pub(in crate::connectivity) fn take_forgotten(&mut self) -> Vec<Ends> {
+        self.pairs.take_forgotten()
     }
 
     /// Tells the client that the address of a dead direct pair is gone, if it has another one of
