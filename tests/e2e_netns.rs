@@ -100,6 +100,18 @@ fn a_page_comes_through_the_tunnel_direct_and_masqueraded() -> Result<()> {
     ensure!(client["last_handshake_at"].is_number(), "{client}");
     ensure!(status["portal"]["state"] == "joined", "{status}");
     ensure!(status["relays"][0]["state"] == "allocated", "{status}");
+    let end = Instant::now() + Duration::from_secs(10);
+    loop {
+        let told = lab.spans("connection.establish")?;
+        if told
+            .iter()
+            .any(|s| s["attributes"]["client.path"] == "direct")
+        {
+            break;
+        }
+        ensure!(Instant::now() < end, "no such span: {told:?}");
+        std::thread::sleep(Duration::from_millis(300));
+    }
     iperf_all(&mut lab)
 }
 
@@ -422,7 +434,22 @@ fn a_relay_that_restarts_without_its_memory_is_used_again() -> Result<()> {
                 "client",
                 &format!("curl -sf --max-time 3 http://{RESOURCE_V4}/ >/dev/null"),
             )
-        })
+        })?;
+    let end = Instant::now() + Duration::from_secs(10);
+    loop {
+        let told = lab.spans("relay.episode")?;
+        if told
+            .iter()
+            .any(|s| s["attributes"]["relay.begin.reason"] == "offered")
+        {
+            return Ok(());
+        }
+        ensure!(
+            Instant::now() < end,
+            "the first allocation's end is not told: {told:?}"
+        );
+        std::thread::sleep(Duration::from_millis(300));
+    }
 }
 
 #[test]

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use is::stun::StunMessage;
 
 use self::connection::Connection;
+use self::relay::episode::Episode;
 use self::relay::{CandidateKind, Handled, RelaySet, RelaySetEvent, channel_data};
 use self::timers::Deadlines;
 use crate::admin::model::RelayStatus;
@@ -75,6 +76,8 @@ pub enum Event {
     RelaySocketsChanged(Vec<SocketAddr>),
     /// No relay is left; the portal may have others.
     LastRelayLost,
+    /// An allocation at a relay is over; for the record.
+    RelayEpisode(Episode),
 }
 
 /// Why a connection failed.
@@ -87,6 +90,14 @@ pub enum FailureCause {
 }
 
 impl FailureCause {
+    /// The value of `error.type`.
+    pub const fn error_type(self) -> &'static str {
+        match self {
+            Self::NoCandidates => "no_candidates",
+            Self::NoPath => "no_path",
+        }
+    }
+
     /// In words.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -575,6 +586,9 @@ impl Connectivity {
                     self.each_connection(now, |c| c.drop_relay(id));
                 }
                 RelaySetEvent::LastRelayLost => self.events.push_back(Event::LastRelayLost),
+                RelaySetEvent::EpisodeEnded(episode) => {
+                    self.events.push_back(Event::RelayEpisode(episode));
+                }
             }
         }
         while let Some(transmit) = self.relays.poll_transmit() {

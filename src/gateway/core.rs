@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::outbox::Outbox;
+use super::story::{SetUps, Story};
 use crate::access::{Access, AccessEvent, DropReason, TunnelAddresses};
 use crate::admin::model::{ClientStatus, HandshakeStatus, RelayStatus};
 use crate::connectivity::{self, Connectivity, Inbound, Transmit, Upsert};
@@ -45,6 +46,8 @@ pub struct Core {
     table: Arc<PeerTable>,
     counters: Arc<Counters>,
     outbox: Outbox,
+    set_ups: SetUps,
+    stories: VecDeque<Story>,
     clients: HashMap<ClientId, ClientState>,
     interface: Option<Interface>,
     joined: bool,
@@ -74,6 +77,8 @@ impl Core {
             table,
             counters,
             outbox: Outbox::default(),
+            set_ups: SetUps::default(),
+            stories: VecDeque::new(),
             clients: HashMap::new(),
             interface: None,
             joined: false,
@@ -144,9 +149,11 @@ impl Core {
             Ingress::IceCandidates {
                 client_id,
                 candidates,
-            } => self
-                .connectivity
-                .add_remote_candidates(now, client_id, &candidates),
+            } => {
+                self.set_ups.candidates(now, client_id);
+                self.connectivity
+                    .add_remote_candidates(now, client_id, &candidates);
+            }
             Ingress::InvalidateIceCandidates {
                 client_id,
                 candidates,
@@ -212,6 +219,9 @@ impl Core {
             // New ICE credentials with old keys: stock treats the pair as one, and a fresh session
             // has a fresh handshake timestamp to compare with.
             self.open_session(now, &client);
+        }
+        if upsert == Upsert::Created {
+            self.set_ups.begin(now, client.id);
         }
         self.publish(client.id);
         if !self.connectivity.has_relay() {
@@ -296,7 +306,7 @@ impl Core {
             Ok(Control::Goodbye) => {
                 tracing::info!(%client, "The client said goodbye");
                 self.access.remove_client(client);
-                self.close(client);
+                self.close(now, client);
             }
             Ok(Control::AssignedIps {
                 resource, domain, ..
@@ -323,14 +333,15 @@ impl Core {
         let clients: Vec<ClientId> = self.clients.keys().copied().collect();
         for client in clients {
             self.send_inner(now, client, &control::goodbye());
-            self.close(client);
+            self.close(now, client);
         }
         self.drain(now);
         self.connectivity.release_relays(now);
         self.drain(now);
     }
 
-    fn close(&mut self, client: ClientId) {
+    fn close(&mut self, now: Instant, client: ClientId) {
+        self.set_ups.fail(now, client, "closed");
         self.wireguard.remove(client);
         self.connectivity.remove(client);
         self.outbox.forget(client);
@@ -387,8 +398,10 @@ impl Core {
             }
         }
         for client in active {
+            self.set_ups.packet(now, client);
             self.connectivity.note_activity(now, client);
         }
+        self.set_ups.tick(now);
     }
 
     fn drain_access(&mut self, now: Instant) {
@@ -398,7 +411,7 @@ impl Core {
                 AccessEvent::ClientRemoved { client, cause } => {
                     tracing::info!(%client, cause = cause.as_str(), "Closing the client's connection");
                     self.send_inner(now, client, &control::goodbye());
-                    self.close(client);
+                    self.close(now, client);
                 }
             }
         }
@@ -415,10 +428,12 @@ impl Core {
                 match event {
                     wireguard::Event::Handshake(client) => {
                         tracing::debug!(%client, "WireGuard handshake");
+                        self.set_ups.handshake(now, client);
                     }
                     wireguard::Event::Failed(client) => {
                         tracing::info!(%client, "The client does not answer handshakes; connection dropped");
-                        self.close(client);
+                        self.set_ups.fail(now, client, "handshake_timeout");
+                        self.close(now, client);
                     }
                 }
             }
@@ -454,15 +469,22 @@ impl Core {
                     ),
                     None => tracing::info!(%client, "No path to the client"),
                 }
+                if let Some(path) = path {
+                    self.set_ups.nominated(now, client, path.kind);
+                }
                 self.wireguard.set_path(client, path);
             }
             connectivity::Event::Failed { client, cause } => {
                 // The grants stay: the client may come back and believe them valid.
                 tracing::info!(%client, cause = cause.as_str(), "Connection failed");
-                self.close(client);
+                self.set_ups.fail(now, client, cause.error_type());
+                self.close(now, client);
             }
             connectivity::Event::RelaySocketsChanged(sockets) => self.table.set_relays(sockets),
             connectivity::Event::LastRelayLost => self.ask_for_relays(now),
+            connectivity::Event::RelayEpisode(episode) => {
+                self.stories.push_back(Story::Relay(episode));
+            }
         }
     }
 
@@ -492,6 +514,13 @@ impl Core {
             }
         };
         self.transmits.push_back(transmit);
+    }
+
+    /// The next story to record.
+    pub fn poll_story(&mut self) -> Option<Story> {
+        self.stories
+            .pop_front()
+            .or_else(|| self.set_ups.poll().map(Story::SetUp))
     }
 
     /// The next message for the portal.

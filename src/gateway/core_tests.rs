@@ -409,3 +409,30 @@ fn the_device_is_configured_once_per_change_of_addresses() {
     w.init(&[]);
     assert_eq!(w.core.poll_command(), None);
 }
+
+#[test]
+fn the_set_up_of_a_connection_is_told_step_by_step() {
+    let mut w = World::new();
+    w.authorize(1);
+    let _tunn = w.connect_client();
+    assert_eq!(w.core.poll_story(), None, "nothing was sent yet");
+    w.core.handle_timeout(w.now + Duration::from_secs(40));
+    let Some(Story::SetUp(told)) = w.core.poll_story() else {
+        panic!("not told");
+    };
+    assert_eq!(told.failure, None);
+    assert_eq!(told.path.map(|p| p.as_str()), Some("direct"));
+    assert!(told.candidates.is_some() && told.nominated.is_some() && told.handshake.is_some());
+    assert_eq!(Some(told.until), told.handshake);
+}
+
+#[test]
+fn a_set_up_that_comes_to_nothing_says_why() {
+    let mut w = World::new();
+    w.authorize(1);
+    w.core.handle_timeout(w.now + Duration::from_secs(11));
+    let Some(Story::SetUp(told)) = w.core.poll_story() else {
+        panic!("not told");
+    };
+    assert_eq!(told.failure, Some("no_candidates"));
+}

@@ -8,6 +8,7 @@ mod host_setup;
 pub mod outbox;
 mod slow_path;
 pub mod snapshot;
+pub mod story;
 
 use std::sync::Arc;
 use std::time::SystemTime;

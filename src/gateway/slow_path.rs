@@ -22,6 +22,7 @@ use crate::portal::channel::{Event, GaveUpReason, NotJoined};
 use crate::portal::driver::{Driver, PortalConfig};
 use crate::portal::login::{HostFacts, user_agent};
 use crate::portal::messages::{Egress, Interface};
+use crate::telemetry::past::TRACER;
 
 /// Datagrams and control packets that wait for the slow path.
 const QUEUE: usize = 4096;
@@ -390,6 +391,9 @@ impl SlowPath {
                 tracing::debug!(%error, to = %transmit.destination, "datagram not sent");
                 self.counters[0].count(crate::access::DropReason::SocketWriteFailed, 1);
             }
+        }
+        while let Some(story) = self.core.poll_story() {
+            story.record(&opentelemetry::global::tracer(TRACER), Instant::now());
         }
         while let Some(command) = self.core.poll_command() {
             match command {

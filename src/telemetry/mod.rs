@@ -5,6 +5,7 @@
 
 mod export;
 pub mod names;
+pub mod past;
 mod watched;
 mod writer;
 

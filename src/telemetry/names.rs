@@ -71,6 +71,8 @@ pub const RELAY_ID: &str = "relay.id";
 pub const RELAY_BEGIN_REASON: &str = "relay.begin.reason";
 /// Why an episode with a relay ended.
 pub const RELAY_END_REASON: &str = "relay.end.reason";
+/// How often the portal withdrew a relay and changed its mind while it was in use.
+pub const RELAY_FLAPS: &str = "relay.flaps";
 /// STUN error code of a refused request.
 pub const STUN_ERROR_CODE: &str = "stun.error_code";
 
@@ -96,7 +98,7 @@ pub mod span {
     /// One outage of the portal, recorded at its end.
     pub const PORTAL_OUTAGE: &str = "portal.outage";
     /// One attempt to allocate at a relay.
-    pub const TURN_ALLOCATE: &str = "turn.allocate";
+    pub const TURN_ALLOCATE: &str = "relay.allocate";
     /// The time that a relay was in use, recorded at its end.
     pub const RELAY_EPISODE: &str = "relay.episode";
     /// Set-up of one client connection, from authorization to the first packet.

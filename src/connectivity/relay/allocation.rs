@@ -566,6 +566,11 @@ impl Allocation {
         }
     }
 
+    /// The last failure.
+    pub fn last_error(&self) -> Option<RelayError> {
+        self.last_error
+    }
+
     /// A description for operators; `unix_now` is the wall clock at `now`, in seconds.
     pub fn status(&self, now: Instant, unix_now: f64) -> RelayStatus {
         let state = match self.state {

@@ -12,6 +12,7 @@ mod candidates;
 pub mod channel_data;
 mod channels;
 pub mod constants;
+pub mod episode;
 mod error;
 pub mod set;
 mod stun;

@@ -13,6 +13,7 @@ use tracing::info;
 
 use super::candidates::{CandidateKind, DirectCandidates, Gathered, is_valid_candidate};
 use super::constants::{MAX_REMOVED, MIN_RTT_DEVIATION, RETIREMENT, RETIREMENT_OF_LAST};
+use super::episode::{Chronicle, Episode};
 use super::{
     Allocation, AllocationEvent, ChannelPath, RelayError, RelayTimer, RelayTransmit, channel_data,
     stun,
@@ -45,6 +46,8 @@ pub enum RelaySetEvent {
     },
     /// No relay is usable, nor about to be: ask the portal for others (`no_relays`).
     LastRelayLost,
+    /// An allocation is over; for the record.
+    EpisodeEnded(Episode),
 }
 
 /// What a datagram from the network turned out to be.
@@ -72,6 +75,7 @@ struct Relay {
     allocation: Allocation,
     entry: RelayEntry,
     retiring: Option<Retiring>,
+    chronicle: Chronicle,
 }
 
 /// A relay that the portal withdrew but that still serves its connections: the peers must learn of
@@ -159,10 +163,12 @@ impl RelaySet {
 
     fn upsert_one(&mut self, now: Instant, entry: RelayEntry) {
         let id = entry.id;
+        let mut chronicle = Chronicle::default();
         match self.relays.get_mut(&id) {
             Some(relay) if relay.is_same(&entry) => {
                 relay.entry.expires_at = entry.expires_at;
                 if relay.retiring.take().is_some() {
+                    relay.chronicle.flap();
                     info!(relay.id = %id, "Relay is back");
                     if relay.is_usable() {
                         self.events.push_back(RelaySetEvent::RelayUsable(id));
@@ -173,6 +179,7 @@ impl RelaySet {
             Some(_) => {
                 info!(relay.id = %id, "Relay has another address or other credentials");
                 self.remove(now, id, RelayError::Replaced, Some(&entry));
+                chronicle = Chronicle::of_successor();
             }
             None => info!(relay.id = %id, v4 = ?entry.v4, v6 = ?entry.v6, "New relay"),
         }
@@ -180,6 +187,7 @@ impl RelaySet {
         for socket in entry.v4.into_iter().chain(entry.v6) {
             if let Some(&other) = self.by_socket.get(&socket) {
                 self.remove(now, other, RelayError::Replaced, Some(&entry));
+                chronicle = Chronicle::of_successor();
             }
         }
         for socket in entry.v4.into_iter().chain(entry.v6) {
@@ -190,6 +198,7 @@ impl RelaySet {
             allocation: Allocation::new(now, &entry, self.rng.random()),
             entry,
             retiring: None,
+            chronicle,
         };
         self.relays.insert(id, relay);
     }
@@ -221,10 +230,12 @@ impl RelaySet {
         cause: RelayError,
         successor: Option<&RelayEntry>,
     ) {
-        self.drain_allocations();
+        self.drain_allocations(now);
         let Some(mut relay) = self.relays.remove(&id) else {
             return;
         };
+        let episode = relay.chronicle.end(now, id, cause);
+        self.events.extend(episode.map(RelaySetEvent::EpisodeEnded));
         self.by_socket.retain(|_, owner| *owner != id);
         self.direct.orphan(id);
         for socket in relay.entry.v4.into_iter().chain(relay.entry.v6) {
@@ -534,7 +545,7 @@ impl RelaySet {
 
     /// Brings everything into line after something changed.
     fn settle(&mut self, now: Instant) {
-        self.drain_allocations();
+        self.drain_allocations(now);
         let over: Vec<_> = self
             .relays
             .iter()
@@ -558,7 +569,7 @@ impl RelaySet {
         self.was_hopeful = hopeful;
     }
 
-    fn drain_allocations(&mut self) {
+    fn drain_allocations(&mut self, now: Instant) {
         for (&id, relay) in &mut self.relays {
             while let Some(event) = relay.allocation.poll_event() {
                 match event {
@@ -568,6 +579,7 @@ impl RelaySet {
                         self.events.extend(added);
                     }
                     AllocationEvent::Allocated { .. } => {
+                        relay.chronicle.begin(now, relay.allocation.active_socket());
                         if relay.retiring.is_none() {
                             let added = relayed_candidates(&relay.allocation)
                                 .map(RelaySetEvent::CandidateAdded);
@@ -576,6 +588,9 @@ impl RelaySet {
                         }
                     }
                     AllocationEvent::Invalidated { relayed } => {
+                        let cause = relay.allocation.last_error().unwrap_or(RelayError::Expired);
+                        let episode = relay.chronicle.end(now, id, cause);
+                        self.events.extend(episode.map(RelaySetEvent::EpisodeEnded));
                         self.events.push_back(RelaySetEvent::RelayedInvalidated {
                             relay: id,
                             addrs: relayed,

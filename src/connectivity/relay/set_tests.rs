@@ -12,6 +12,7 @@ use super::double::{
     ALLOCATE, Fate, LOCAL_V4, Machine, NAT_V4, PASSWORD, REFRESH, Style, TurnServer, USER, World,
     method_of,
 };
+use super::episode::EpisodeBegin;
 use super::{
     CandidateKind, Handled, RelayError, RelaySet, RelaySetEvent, RelayTimer, RelayTransmit,
     channel_data,
@@ -85,8 +86,25 @@ fn usable(n: u8) -> World<RelaySet> {
     world
 }
 
+/// What calls for action.
 fn events(world: &mut World<RelaySet>) -> Vec<RelaySetEvent> {
-    std::iter::from_fn(|| world.machine.poll_event()).collect()
+    std::iter::from_fn(|| world.machine.poll_event())
+        .filter(|event| !matches!(event, RelaySetEvent::EpisodeEnded(_)))
+        .collect()
+}
+
+/// What is for the record: length in seconds, beginning, end, flaps.
+fn episodes(world: &mut World<RelaySet>) -> Vec<(u64, EpisodeBegin, RelayError, u32)> {
+    std::iter::from_fn(|| world.machine.poll_event())
+        .filter_map(|event| match event {
+            RelaySetEvent::EpisodeEnded(e) => {
+                assert_eq!(e.server, Some(socket(1)));
+                let seconds = (e.until - e.since).as_secs();
+                Some((seconds, e.begin, e.end, e.flaps))
+            }
+            _ => None,
+        })
+        .collect()
 }
 
 fn relayed_addr(world: &World<RelaySet>, n: u8) -> SocketAddr {
@@ -726,4 +744,100 @@ proptest! {
         let now = world.now;
         world.machine.handle_packet(now, addr(LOCAL_V4), socket(from), &datagram);
     }
+}
+
+// ---- Episodes ----
+
+#[test]
+fn an_episode_ends_when_the_portal_withdraws_the_relay_for_good() {
+    let mut world = usable(1);
+    world.run_secs(100);
+    presence(&mut world, &[1], &[]);
+    world.run_secs(29);
+    assert_eq!(episodes(&mut world), [], "it still serves");
+    world.run_secs(2);
+    let [(seconds, begin, end, flaps)] = episodes(&mut world)[..] else {
+        panic!("one episode");
+    };
+    assert!((130..=132).contains(&seconds), "{seconds}");
+    assert_eq!(
+        (begin, end, flaps),
+        (EpisodeBegin::Offered, RelayError::Withdrawn, 0)
+    );
+}
+
+#[test]
+fn an_episode_counts_how_often_the_portal_changed_its_mind() {
+    let mut world = usable(1);
+    for _ in 0..1000 {
+        presence(&mut world, &[1], &[]);
+        presence(&mut world, &[], &[entry(1)]);
+    }
+    world.run_secs(60);
+    assert_eq!(episodes(&mut world), [], "none of it ended anything");
+    assert_eq!(world.allocations(0), 1);
+    world.machine.release_all(world.now);
+    let [(_, _, end, flaps)] = episodes(&mut world)[..] else {
+        panic!("one episode");
+    };
+    assert_eq!((end, flaps), (RelayError::Released, 1000));
+}
+
+#[test]
+fn a_relay_that_falls_silent_ends_one_episode_and_begins_another() {
+    let mut world = usable(1);
+    world.servers[0].silent = true;
+    world.run_secs(60);
+    world.servers[0].silent = false;
+    world.run_secs(600);
+    presence(&mut world, &[1], &[]);
+    world.run_secs(60);
+    let told: Vec<_> = episodes(&mut world)
+        .into_iter()
+        .map(|(_, begin, end, _)| (begin, end))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            (EpisodeBegin::Offered, RelayError::NoResponse),
+            (EpisodeBegin::Recovered, RelayError::Withdrawn)
+        ]
+    );
+}
+
+#[test]
+fn a_relay_that_forgets_its_allocations_ends_an_episode() {
+    let mut world = usable(1);
+    world.servers[0].restart();
+    world.machine.poke(world.now, id(1));
+    world.run_secs(400);
+    let told = episodes(&mut world);
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!(told[0].2, RelayError::AllocationMismatch(437));
+}
+
+#[test]
+fn new_credentials_end_one_episode_and_begin_the_next() {
+    let mut world = usable(1);
+    let other = RelayEntry {
+        username: "2145916801:salt".to_owned(),
+        ..entry(1)
+    };
+    world.servers[0]
+        .users
+        .insert(other.username.clone(), PASSWORD.to_owned());
+    presence(&mut world, &[], &[other]);
+    world.run_secs(10);
+    world.machine.release_all(world.now);
+    let told: Vec<_> = episodes(&mut world)
+        .into_iter()
+        .map(|(_, begin, end, _)| (begin, end))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            (EpisodeBegin::Offered, RelayError::Replaced),
+            (EpisodeBegin::Replaced, RelayError::Released)
+        ]
+    );
 }

@@ -1,12 +1,10 @@
 //! Spans of attempts and outages. An attempt is a trace of its own, linked to the one before; an
 //! outage is recorded when it ends, since a span that stays open for hours is seen by nobody.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
-use opentelemetry::trace::{
-    Link, Span as _, SpanContext, SpanKind, Status, TraceContextExt, Tracer,
-};
-use opentelemetry::{Context, KeyValue};
+use opentelemetry::KeyValue;
+use opentelemetry::trace::{SpanContext, Status, TraceContextExt, Tracer};
 use tracing::{Span, field, info_span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
@@ -14,9 +12,8 @@ use crate::portal::channel::{Attempt, EndedOutage, Milestone, Outcome};
 use crate::portal::error::Failure;
 use crate::portal::login::LoginUrl;
 use crate::telemetry::names;
+use crate::telemetry::past::{Past, TRACER};
 
-/// Name of the tracer that back-dated spans are recorded with.
-pub const TRACER: &str = "firezone-gateway";
 /// An outage links to so many of its attempts, the latest ones.
 const MAX_LINKS: usize = 64;
 
@@ -129,34 +126,32 @@ pub(super) fn record_outage<T: Tracer>(
     attempts: impl IntoIterator<Item = SpanContext>,
     now: Instant,
 ) {
-    let wall = SystemTime::now();
-    let date = |at: Instant| {
-        wall.checked_sub(now.saturating_duration_since(at))
-            .unwrap_or(wall)
-    };
-    let mut span = tracer
-        .span_builder(names::span::PORTAL_OUTAGE)
-        .with_kind(SpanKind::Internal)
-        .with_start_time(date(outage.since))
-        .with_attributes([
-            KeyValue::new(names::PORTAL_OUTAGE_FAILURES, i64::from(outage.failures)),
-            KeyValue::new(names::PORTAL_OUTAGE_CAUSE, outage.cause.as_str()),
-            KeyValue::new(names::PORTAL_OUTAGE_LAST_CAUSE, outage.last_cause.as_str()),
-            KeyValue::new(names::PORTAL_OUTAGE_OUTCOME, outage.outcome.as_str()),
-        ])
-        .with_links(attempts.into_iter().map(Link::with_context).collect())
-        .start_with_context(tracer, &Context::new());
-    match outage.outcome {
+    let mut attributes = vec![
+        KeyValue::new(names::PORTAL_OUTAGE_FAILURES, i64::from(outage.failures)),
+        KeyValue::new(names::PORTAL_OUTAGE_CAUSE, outage.cause.as_str()),
+        KeyValue::new(names::PORTAL_OUTAGE_LAST_CAUSE, outage.last_cause.as_str()),
+        KeyValue::new(names::PORTAL_OUTAGE_OUTCOME, outage.outcome.as_str()),
+    ];
+    let status = match outage.outcome {
         // Errors that were retried until it worked do not make the whole a failure.
-        Outcome::Joined => span.set_status(Status::Ok),
+        Outcome::Joined => Status::Ok,
         Outcome::GaveUp => {
-            span.set_attribute(KeyValue::new(names::ERROR_TYPE, outage.last_cause.as_str()));
-            span.set_status(Status::error("the portal was not reached again"));
+            attributes.push(KeyValue::new(names::ERROR_TYPE, outage.last_cause.as_str()));
+            Status::error("the portal was not reached again")
         }
         // We were asked to end; nobody knows how it would have gone on.
-        Outcome::Abandoned => {}
-    }
-    span.end_with_timestamp(date(outage.until));
+        Outcome::Abandoned => Status::Unset,
+    };
+    let past = Past {
+        name: names::span::PORTAL_OUTAGE,
+        since: outage.since,
+        until: outage.until,
+        attributes,
+        events: Vec::new(),
+        links: attempts.into_iter().collect(),
+        status,
+    };
+    past.record(tracer, now);
 }
 
 fn mark_failed(span: &Span, failure: &Failure) {
