@@ -85,8 +85,9 @@ impl SetUps {
     pub(super) fn nominated(&mut self, now: Instant, client: ClientId, path: PathKind) {
         if let Some(set_up) = self.open.get_mut(&client) {
             set_up.nominated.get_or_insert(now);
-            // The first one may be for seconds only; what carries the handshake counts.
-            if set_up.handshake.is_none() {
+            // The first one may be for seconds only; what carries the answer to the handshake
+            // counts, and that may have waited for a pair.
+            if set_up.handshake.is_none() || set_up.path.is_none() {
                 set_up.path = Some(path);
             }
         }
@@ -250,6 +251,19 @@ mod tests {
             })
         );
         assert_eq!(set_ups.poll(), None);
+    }
+
+    #[test]
+    fn a_handshake_that_waited_for_a_pair_is_told_with_its_path() {
+        let start = Instant::now();
+        let mut set_ups = SetUps::default();
+        set_ups.begin(start, CLIENT);
+        set_ups.handshake(start, CLIENT);
+        set_ups.nominated(start + SECOND, CLIENT, PathKind::RelayBoth);
+        set_ups.nominated(start + 2 * SECOND, CLIENT, PathKind::Direct);
+        set_ups.packet(start + 3 * SECOND, CLIENT);
+        let told = set_ups.poll().and_then(|s| s.path);
+        assert_eq!(told, Some(PathKind::RelayBoth));
     }
 
     #[test]
