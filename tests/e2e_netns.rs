@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use firezone_lab::scenario::{
-    GATEWAY_V4, GATEWAY_V6, Lab, NETWORK_V4_ID, RESOURCE_V4, RESOURCE_V6,
+    GATEWAY_V4, GATEWAY_V6, Lab, NETWORK_V4_ID, RESOURCE_V4, RESOURCE_V6, SECOND_RELAY,
 };
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -82,6 +82,39 @@ fn iperf_all(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
+/// A download that goes on while things happen.
+struct Download {
+    curl: std::process::Child,
+    bytes: u64,
+}
+
+impl Download {
+    fn start(lab: &Lab, bytes: u64, rate: &str) -> Result<Self> {
+        let url = format!("http://{RESOURCE_V4}/bytes/{bytes}");
+        let options = ["-sSf", "--limit-rate", rate, "-o", "/dev/null"];
+        let report = ["-w", "%{size_download}", &url];
+        let curl = lab
+            .net
+            .command("client", "curl", &[&options[..], &report[..]].concat())
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .spawn()?;
+        Ok(Self { curl, bytes })
+    }
+
+    fn goes_on(&mut self) -> Result<bool> {
+        Ok(self.curl.try_wait()?.is_none())
+    }
+
+    /// Waits for its end: every byte has come, over one connection.
+    fn finish(self) -> Result<()> {
+        let output = self.curl.wait_with_output()?;
+        let whole = output.stdout == self.bytes.to_string().as_bytes();
+        ensure!(output.status.success() && whole, "broken: {output:?}");
+        Ok(())
+    }
+}
+
 #[test]
 #[ignore = "needs root, coturn and network namespaces"]
 fn a_page_comes_through_the_tunnel_direct_and_masqueraded() -> Result<()> {
@@ -140,25 +173,7 @@ fn a_transfer_moves_to_the_relay_when_the_direct_path_dies_and_back_when_it_live
     lab.fetch(&page(RESOURCE_V4))
         .with_context(|| lab.net.logs())?;
     expect_path(&mut lab, |p| p == "direct", 10)?;
-    let mut download = lab
-        .net
-        .command(
-            "client",
-            "curl",
-            &[
-                "-sSf",
-                "--limit-rate",
-                "2M",
-                "-o",
-                "/dev/null",
-                "-w",
-                "%{size_download}",
-                &format!("http://{RESOURCE_V4}/bytes/80000000"),
-            ],
-        )
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::piped())
-        .spawn()?;
+    let mut download = Download::start(&lab, 80_000_000, "2M")?;
     std::thread::sleep(Duration::from_secs(3));
     for round in ["first", "second"] {
         lab.block_direct()?;
@@ -179,15 +194,51 @@ fn a_transfer_moves_to_the_relay_when_the_direct_path_dies_and_back_when_it_live
         expect_path(&mut lab, |p| p == "direct", 40)?;
         println!("{round} mend: direct after {:?}", mended.elapsed());
         ensure!(
-            download.try_wait()?.is_none() || round == "second",
+            download.goes_on()? || round == "second",
             "the download was to last"
         );
     }
-    let output = download.wait_with_output()?;
-    ensure!(
-        output.status.success() && output.stdout == b"80000000",
-        "download broken: {output:?}"
+    download.finish()?;
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root, coturn and network namespaces"]
+fn a_transfer_survives_the_death_of_the_relay_in_use() -> Result<()> {
+    let mut lab = Lab::new("relay-death", gateway())?;
+    lab.block_direct()?;
+    lab.start_surroundings()?;
+    lab.start_second_relay()?;
+    lab.start_gateway(&[])?;
+    lab.wait_ready()?;
+    lab.start_client(&[])?;
+    lab.fetch(&page(RESOURCE_V4))
+        .with_context(|| lab.net.logs())?;
+    // Both ends know both relays, and have checked the pairs through them.
+    std::thread::sleep(Duration::from_secs(3));
+    let download = Download::start(&lab, 40_000_000, "2M")?;
+    std::thread::sleep(Duration::from_secs(3));
+    let client = lab.status()?["clients"][0].clone();
+    let ends = [&client["local"], &client["remote"]].map(ToString::to_string);
+    let second = ends.iter().any(|end| end.contains(SECOND_RELAY));
+    lab.net.kill(if second { "coturn-b" } else { "coturn" })?;
+    let cut = Instant::now();
+    lab.net.eventually(
+        "a page over the other relay",
+        Duration::from_secs(8),
+        |net| {
+            net.sh(
+                "client",
+                &format!("curl -sf --max-time 1 http://{RESOURCE_V4}/ >/dev/null"),
+            )
+        },
+    )?;
+    println!(
+        "{} ({ends:?}): a page {:?} after the relay died",
+        client["path"],
+        cut.elapsed()
     );
+    download.finish()?;
     Ok(())
 }
 
@@ -197,33 +248,11 @@ fn traffic_flows_on_while_the_portal_restarts_and_the_attempts_are_traced() -> R
     let mut lab = Lab::start_all("portal-restart", gateway())?;
     lab.fetch(&page(RESOURCE_V4))
         .with_context(|| lab.net.logs())?;
-    let mut download = lab
-        .net
-        .command(
-            "client",
-            "curl",
-            &[
-                "-sS",
-                "-f",
-                "--limit-rate",
-                "4M",
-                "-o",
-                "/dev/null",
-                "-w",
-                "%{size_download}",
-                &format!("http://{RESOURCE_V4}/bytes/40000000"),
-            ],
-        )
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::piped())
-        .spawn()?;
+    let mut download = Download::start(&lab, 40_000_000, "4M")?;
     std::thread::sleep(Duration::from_secs(1));
     lab.net.kill("lab-portal")?;
     std::thread::sleep(Duration::from_secs(2));
-    ensure!(
-        download.try_wait()?.is_none(),
-        "the download must still run"
-    );
+    ensure!(download.goes_on()?, "the download must still run");
     let away = lab.status()?;
     ensure!(away["portal"]["state"] != "joined", "{}", away["portal"]);
     ensure!(away["portal"]["backoff"].is_object(), "{}", away["portal"]);
@@ -232,11 +261,7 @@ fn traffic_flows_on_while_the_portal_restarts_and_the_attempts_are_traced() -> R
         .eventually("the gateway rejoins", Duration::from_secs(30), |net| {
             net.sh("gateway", "curl -sf http://127.0.0.1:8080/readyz")
         })?;
-    let output = download.wait_with_output()?;
-    ensure!(
-        output.status.success() && output.stdout == b"40000000",
-        "download broken: {output:?}"
-    );
+    download.finish()?;
     // Still the same session afterwards: the grants were listed again.
     lab.fetch(&page(RESOURCE_V4))?;
 

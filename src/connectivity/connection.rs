@@ -27,6 +27,9 @@ const DISCONNECT_GRACE: Duration = Duration::from_secs(2);
 /// Without inner packets for this long, checks slow down (data-path spec §2.8).
 const IDLE_AFTER: Duration = Duration::from_secs(20);
 
+/// Relays per connection.
+const RELAYS: usize = 2;
+
 /// Candidate pairs per connection (data-path spec §2.2).
 const MAX_PAIRS: usize = 100;
 
@@ -40,20 +43,20 @@ struct Profile {
     retransmits: usize,
 }
 
-/// While traffic flows: a dead pair is noticed after about 16 s, as the client does. (The stock
-/// gateway waits ten minutes and keeps sending into the dead pair meanwhile.)
+/// While traffic flows: a pair is checked each second, and given up after 16 s without an answer, as
+/// the client does. (The stock gateway waits ten minutes and keeps sending into the dead pair.)
 const ACTIVE: Profile = Profile {
     initial: Duration::from_millis(250),
-    max: Duration::from_millis(1500),
-    retransmits: 12,
+    max: Duration::from_secs(1),
+    retransmits: 18,
 };
 
 /// While the path in use owes an answer: many checks at once, so that a lossy path is told from a
 /// dead one. They are as many as last longer than the question stays open.
 const SUSPECT: Profile = Profile {
-    initial: Duration::from_millis(250),
-    max: Duration::from_millis(250),
-    retransmits: 60,
+    initial: Duration::from_millis(150),
+    max: Duration::from_millis(150),
+    retransmits: 100,
 };
 
 /// While idle: as seldom as keeps NAT bindings alive, and long enough that the client decides.
@@ -67,7 +70,8 @@ pub(super) struct Connection {
     agent: IceAgent,
     local: IceCredentials,
     remote: IceCredentials,
-    relay: Option<RelayId>,
+    /// The relays that it may be reached through, the preferred one first.
+    relays: Vec<RelayId>,
     /// Relayed addresses that are local candidates here: whose, the address, its base. Those of a
     /// former relay stay until they are invalidated, so that traffic moves before they go.
     relayed: Vec<(RelayId, SocketAddr, SocketAddr)>,
@@ -107,7 +111,7 @@ impl Connection {
             agent,
             local: local.clone(),
             remote: remote.clone(),
-            relay: None,
+            relays: Vec::new(),
             relayed: Vec::new(),
             added: Vec::new(),
             invalidated: Vec::new(),
@@ -146,8 +150,14 @@ impl Connection {
         &self.local.username
     }
 
-    pub(super) fn relay(&self) -> Option<RelayId> {
-        self.relay
+    pub(super) fn relays(&self) -> &[RelayId] {
+        &self.relays
+    }
+
+    /// The second one is kept warm: when the first dies, its replacement needs neither an allocation
+    /// nor a word through the portal (data-path spec §12 R12).
+    pub(super) fn wants_relay(&self) -> bool {
+        self.relays.len() < RELAYS
     }
 
     /// The first tick, after which the agent asks for wake-ups.
@@ -187,7 +197,9 @@ impl Connection {
 
     /// Binds the connection to a relay and offers its relayed addresses.
     pub(super) fn set_relay(&mut self, relay: RelayId, relayed: &[(SocketAddr, SocketAddr)]) {
-        self.relay = Some(relay);
+        if !self.relays.contains(&relay) {
+            self.relays.push(relay);
+        }
         for (address, base) in relayed {
             self.add_relayed(relay, *address, *base);
         }
@@ -195,7 +207,7 @@ impl Connection {
 
     /// A relay got a relayed address; it counts here only if it is this connection's relay.
     pub(super) fn add_relayed(&mut self, relay: RelayId, address: SocketAddr, base: SocketAddr) {
-        if self.relay != Some(relay) || self.relayed.contains(&(relay, address, base)) {
+        if !self.relays.contains(&relay) || self.relayed.contains(&(relay, address, base)) {
             return;
         }
         self.relayed.push((relay, address, base));
@@ -216,9 +228,7 @@ impl Connection {
     /// Another relay should be chosen; what this one still carries goes on until its addresses are
     /// invalidated.
     pub(super) fn drop_relay(&mut self, relay: RelayId) {
-        if self.relay == Some(relay) {
-            self.relay = None;
-        }
+        self.relays.retain(|other| *other != relay);
     }
 
     fn invalidate_local_relayed(&mut self, address: SocketAddr, base: SocketAddr) {
@@ -229,7 +239,7 @@ impl Connection {
             self.added
                 .retain(|c| c.addr() != address || c.kind() != CandidateKind::Relayed);
             candidate.set_ufrag(&self.local.username);
-            self.invalidated.push(candidate.to_sdp_string());
+            self.invalidated.push(self.line(&candidate));
         }
         if self.nominated.is_some_and(|(local, _)| local == address) {
             self.nominated = None;

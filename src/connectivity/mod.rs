@@ -20,7 +20,7 @@ use self::relay::{CandidateKind, Handled, RelaySet, RelaySetEvent, channel_data}
 use self::timers::Deadlines;
 use crate::admin::model::RelayStatus;
 use crate::datapath::peers::Path;
-use crate::ids::ClientId;
+use crate::ids::{ClientId, RelayId};
 use crate::portal::messages::{IceCredentials, RelayEntry, RelaysPresence};
 
 /// How long the transaction id of a connectivity check is remembered. Longer than the largest
@@ -492,10 +492,8 @@ impl Connectivity {
         {
             self.events.push_back(Event::PathChanged { client, path });
             // A relay that has restarted answers keep-alives, but knows nothing of us any more.
-            if path.is_none()
-                && let Some(relay) = connection.relay()
-            {
-                self.relays.poke(now, relay);
+            for relay in connection.relays() {
+                self.relays.poke(now, *relay);
             }
         }
         if let Some(cause) = connection.failure(now) {
@@ -503,8 +501,8 @@ impl Connectivity {
         }
         match failed {
             Some(cause) => {
-                if let Some(relay) = connection.relay() {
-                    self.relays.poke(now, relay);
+                for relay in connection.relays() {
+                    self.relays.poke(now, *relay);
                 }
                 self.remove(client);
                 self.events.push_back(Event::Failed { client, cause });
@@ -514,16 +512,15 @@ impl Connectivity {
     }
 
     fn assign_relay(&mut self, now: Instant, client: ClientId) {
-        let needs = self
-            .connections
-            .get(&client)
-            .is_some_and(|c| c.relay().is_none());
-        if !needs {
-            return;
+        while let Some(connection) = self.connections.get(&client)
+            && connection.wants_relay()
+            && let Some(relay) = self.relays.choose_other_than(connection.relays())
+        {
+            self.add_relay(now, client, relay);
         }
-        let Some(relay) = self.relays.choose() else {
-            return;
-        };
+    }
+
+    fn add_relay(&mut self, now: Instant, client: ClientId, relay: RelayId) {
         let relayed: Vec<(SocketAddr, SocketAddr)> = self
             .relays
             .local_candidates()
@@ -539,11 +536,11 @@ impl Connectivity {
         let Some(connection) = self.connections.get(&client) else {
             return;
         };
-        let Some(relay) = connection.relay() else {
-            return;
-        };
-        for peer in connection.channel_peers() {
-            self.relays.bind_channel(now, relay, peer);
+        let peers = connection.channel_peers();
+        for relay in connection.relays() {
+            for peer in &peers {
+                self.relays.bind_channel(now, *relay, *peer);
+            }
         }
         self.drain_relays(now);
     }
@@ -606,7 +603,7 @@ impl Connectivity {
             let without: Vec<ClientId> = self
                 .connections
                 .iter()
-                .filter(|(_, c)| c.relay().is_none())
+                .filter(|(_, c)| c.wants_relay())
                 .map(|(id, _)| *id)
                 .collect();
             for client in without {

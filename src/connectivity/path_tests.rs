@@ -10,14 +10,14 @@ use rand::{Rng, SeedableRng};
 use secrecy::SecretString;
 use uuid::Uuid;
 
-use super::relay::double::{PASSWORD, Style, TurnServer, USER};
+use super::relay::double::{ALLOCATE, PASSWORD, Style, TurnServer, USER};
 use super::*;
 use crate::datapath::peers::PathKind;
 use crate::ids::RelayId;
 
 const GATEWAY: &str = "198.51.100.1:52625";
 const CLIENT: &str = "203.0.113.9:40000";
-const RELAY: &str = "192.0.2.1:3478";
+const RELAYS: [&str; 2] = ["192.0.2.1:3478", "192.0.2.2:3478"];
 
 fn sock(s: &str) -> SocketAddr {
     s.parse().unwrap()
@@ -38,8 +38,9 @@ struct World {
     now: Instant,
     gateway: Connectivity,
     client: IceAgent,
-    relay: TurnServer,
-    /// Share of datagrams between the two that are lost; the relay is always reached.
+    relays: Vec<TurnServer>,
+    /// Share of datagrams between the two that are lost; relays have a loss of their own:
+    /// they can be silent.
     direct_loss: f64,
     rng: SmallRng,
     /// Whether candidates get through, which takes the portal.
@@ -56,8 +57,12 @@ struct World {
 }
 
 impl World {
-    /// Connected directly, with the relay as the other possibility.
+    /// Connected directly, with a relay as the other possibility.
     fn new() -> Self {
+        Self::with_relays(1)
+    }
+
+    fn with_relays(relays: usize) -> Self {
         let now = Instant::now();
         let mut client = IceAgent::new(IceCreds {
             ufrag: "clnt".into(),
@@ -77,22 +82,29 @@ impl World {
         client.handle_timeout(now);
         let mut gateway = Connectivity::new(1);
         gateway.add_host(now, sock(GATEWAY));
-        gateway.upsert_relays(
-            now,
-            &[RelayEntry {
-                id: RelayId(Uuid::from_u128(1)),
-                v4: Some(sock(RELAY)),
+        let entries: Vec<RelayEntry> = (1..)
+            .zip(&RELAYS[..relays])
+            .map(|(n, socket)| RelayEntry {
+                id: RelayId(Uuid::from_u128(n)),
+                v4: Some(sock(socket)),
                 v6: None,
                 username: USER.to_owned(),
                 password: SecretString::from(PASSWORD),
                 expires_at: 2_145_916_800,
-            }],
-        );
+            })
+            .collect();
+        gateway.upsert_relays(now, &entries);
         let mut world = Self {
             now,
             gateway,
             client,
-            relay: TurnServer::new(Style::Stock, &[RELAY], &["192.0.2.1"]),
+            relays: RELAYS[..relays]
+                .iter()
+                .map(|socket| {
+                    let ip = sock(socket).ip().to_string();
+                    TurnServer::new(Style::Stock, &[socket], &[&ip])
+                })
+                .collect(),
             direct_loss: 0.0,
             rng: SmallRng::seed_from_u64(7),
             portal: true,
@@ -140,11 +152,19 @@ impl World {
         );
     }
 
-    /// The relay's address on the other side, as the client sees it.
-    fn relayed(&self) -> Option<SocketAddr> {
+    /// The relay that an address belongs to.
+    fn relay_at(&self, ip: IpAddr) -> Option<usize> {
+        RELAYS[..self.relays.len()]
+            .iter()
+            .position(|socket| sock(socket).ip() == ip)
+    }
+
+    /// The relayed address behind which the client sees us there.
+    fn relayed(&self, relay: usize) -> Option<SocketAddr> {
+        let ip = sock(RELAYS[relay]).ip();
         self.client
             .remote_candidates()
-            .find(|c| c.kind() == is::CandidateKind::Relayed)
+            .find(|c| c.kind() == is::CandidateKind::Relayed && c.addr().ip() == ip)
             .map(|c| c.addr())
     }
 
@@ -153,17 +173,17 @@ impl World {
             let mut quiet = true;
             while let Some(t) = self.gateway.poll_transmit() {
                 quiet = false;
-                if t.destination == sock(RELAY) {
-                    let answer =
-                        self.relay
-                            .handle(self.now, sock(GATEWAY), t.destination, &t.payload);
+                if let Some(n) = self.relay_at(t.destination.ip()) {
+                    let relay = &mut self.relays[n];
+                    let answer = relay.handle(self.now, sock(GATEWAY), t.destination, &t.payload);
+                    let forwarded = std::mem::take(&mut relay.forwarded);
                     if let Some(answer) = answer {
                         self.gateway
-                            .handle_packet(self.now, sock(GATEWAY), sock(RELAY), &answer);
+                            .handle_packet(self.now, sock(GATEWAY), t.destination, &answer);
                     }
-                    for (peer, payload) in std::mem::take(&mut self.relay.forwarded) {
+                    for (peer, payload) in forwarded {
                         if peer == sock(CLIENT)
-                            && let Some(relayed) = self.relayed()
+                            && let Some(relayed) = self.relayed(n)
                         {
                             self.arrive_at_client(relayed, &payload);
                         }
@@ -180,11 +200,13 @@ impl World {
                         self.gateway
                             .handle_packet(self.now, sock(GATEWAY), sock(CLIENT), &bytes);
                     }
-                } else if let Some((to, datagram)) =
-                    self.relay.packet_from(self.now, sock(CLIENT), &bytes)
+                } else if let Some(n) = self.relay_at(t.destination.ip())
+                    && !self.relays[n].silent
+                    && let Some((to, datagram)) =
+                        self.relays[n].packet_from(self.now, sock(CLIENT), &bytes)
                 {
                     self.gateway
-                        .handle_packet(self.now, to, sock(RELAY), &datagram);
+                        .handle_packet(self.now, to, sock(RELAYS[n]), &datagram);
                 }
             }
             while let Some(event) = self.client.poll_event() {
@@ -406,5 +428,66 @@ fn a_direct_path_that_keeps_failing_is_trusted_ever_less() {
     w.run(6.0);
     w.direct_loss = 0.0;
     w.run(12.0);
+    assert_eq!(w.kind(), Some(PathKind::Direct));
+}
+
+/// Direct is out of the question; returns the relay in use.
+fn over_a_relay(w: &mut World) -> usize {
+    w.direct_loss = 1.0;
+    w.run(40.0);
+    assert_eq!(w.kind(), Some(PathKind::RelayLocal));
+    let (_, to) = w.client_sends_to.unwrap();
+    w.relay_at(to.ip()).unwrap()
+}
+
+#[test]
+fn a_relay_that_dies_is_replaced_by_the_one_that_is_kept_warm() {
+    for phase in 0..10 {
+        let mut w = World::with_relays(2);
+        let first = over_a_relay(&mut w);
+        w.run(0.1 * f64::from(phase));
+        let allocations: usize = w.relays.iter().map(|r| r.count(ALLOCATE)).sum();
+        w.relays[first].silent = true;
+        let cut = w.now;
+        w.run(6.0);
+        let second = &w.gateway.describe(id()).unwrap();
+        let ip = second.local.unwrap().ip();
+        assert_ne!(w.relay_at(ip), Some(first));
+        assert!(w.paths[0].0 <= Duration::from_millis(2300), "{:?}", w.paths);
+        let (at, to) = w.client_sends_to.unwrap();
+        assert_ne!(w.relay_at(to.ip()), Some(first));
+        assert!(at - cut <= Duration::from_secs(4), "{:?}", at - cut);
+        let after: usize = w.relays.iter().map(|r| r.count(ALLOCATE)).sum();
+        assert_eq!(allocations, after, "nothing had to be allocated for it");
+    }
+}
+
+#[test]
+fn a_relay_that_pauses_for_a_second_is_kept() {
+    let mut w = World::with_relays(2);
+    let relay = over_a_relay(&mut w);
+    for phase in 0..10 {
+        w.run(10.0 + 0.1 * f64::from(phase));
+        w.relays[relay].silent = true;
+        w.run(1.0);
+        w.relays[relay].silent = false;
+        w.run(10.0);
+        assert!(w.paths.is_empty(), "{phase}: {:?}", w.paths);
+    }
+}
+
+#[test]
+fn a_direct_path_never_notices_what_relays_do() {
+    let mut w = World::with_relays(2);
+    for _ in 0..20 {
+        for n in 0..2 {
+            w.relays[n].silent = true;
+            w.run(7.0);
+            assert!(w.paths.is_empty(), "{:?}", w.paths);
+            w.relays[n].silent = false;
+            w.run(13.0);
+            assert!(w.paths.is_empty(), "{:?}", w.paths);
+        }
+    }
     assert_eq!(w.kind(), Some(PathKind::Direct));
 }

@@ -2,9 +2,10 @@
 //!
 //! Either end finds out by itself, but a client of today takes 16.5 s to give up a pair
 //! (data-path spec §2.4), and once both have given it up nobody looks whether it works again. So
-//! when a direct path dies while another one lives, the client is told through the portal that our
-//! addresses there are gone, upon which it leaves at once; and they are offered again now and then,
-//! upon which both ends check anew. A check costs a datagram, traffic only moves when it succeeds.
+//! when a path dies while another one lives, the client is told through the portal that our
+//! addresses there are gone, upon which it leaves at once; and direct ones are offered again now and
+//! then, upon which both ends check anew. A check costs a datagram, traffic only moves when it
+//! succeeds.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -12,20 +13,21 @@ use std::time::{Duration, Instant};
 use is::{Candidate, CandidateKind};
 
 use super::pairs::Ends;
-use super::{ACTIVE, Connection, IDLE, SUSPECT};
+use super::{ACTIVE, Connection, SUSPECT};
 use crate::connectivity::relay::ChannelPath;
 use crate::datapath::peers::{Path, PathKind};
 use crate::ids::RelayId;
 
-/// A pair without an answer for two check intervals and some more is dead, if another one lives
-/// (data-path spec §12 R2).
-fn dead_after(idle: bool) -> Duration {
-    let profile = if idle { &IDLE } else { &ACTIVE };
-    2 * profile.max + Duration::from_millis(200)
-}
+/// A direct pair without an answer for so long is dead, if another one lives (data-path spec §12
+/// R2). A radio link may well be silent for two seconds…
+const DIRECT_DEAD_AFTER: Duration = Duration::from_millis(3200);
+/// …a relay does so only when it is gone, and its traffic has nowhere else to come back to later.
+const RELAYED_DEAD_AFTER: Duration = Duration::from_millis(2200);
+/// Two checks and some more while idle.
+const IDLE_DEAD_AFTER: Duration = Duration::from_millis(50_200);
 
 /// Without an answer for so long, checks become frequent.
-const DOUBT_AFTER: Duration = Duration::from_millis(1750);
+const DOUBT_AFTER: Duration = Duration::from_millis(1250);
 
 /// How long after a direct path was left it is looked for again; doubles up to
 /// [`SEARCH_MAX`] while that leads nowhere.
@@ -45,8 +47,9 @@ pub(super) struct Search {
     direct_since: Option<Instant>,
     /// When our direct addresses were offered again last.
     offered: Option<Instant>,
-    /// How often our direct addresses were offered again.
+    /// How often addresses were offered again, and in which round each was last.
     round: u16,
+    rounds: Vec<(SocketAddr, u16)>,
 }
 
 impl Connection {
@@ -57,7 +60,7 @@ impl Connection {
             return Some(chosen);
         }
         self.pairs
-            .alive(now, dead_after(self.idle))
+            .alive(now, self.alive_within())
             .filter(|(ends, _)| self.is_ours(ends.0))
             .max_by_key(|(ends, nominated)| (*nominated, self.priority(*ends)))
             .map(|(ends, _)| ends)
@@ -67,8 +70,27 @@ impl Connection {
     /// What was never answered is the agent's to judge.
     fn is_dead(&self, now: Instant, ends: Ends) -> bool {
         self.pairs
-            .alive_until(ends, dead_after(self.idle))
+            .alive_until(ends, self.dead_after(ends))
             .is_some_and(|until| until <= now)
+    }
+
+    fn dead_after(&self, (local, _): Ends) -> Duration {
+        if self.idle {
+            IDLE_DEAD_AFTER
+        } else if self.relay_of(local).is_some() {
+            RELAYED_DEAD_AFTER
+        } else {
+            DIRECT_DEAD_AFTER
+        }
+    }
+
+    /// A pair that was answered within this is worth moving to.
+    fn alive_within(&self) -> Duration {
+        if self.idle {
+            IDLE_DEAD_AFTER
+        } else {
+            RELAYED_DEAD_AFTER
+        }
     }
 
     fn is_ours(&self, local: SocketAddr) -> bool {
@@ -93,9 +115,8 @@ impl Connection {
 
     /// When the pair in use counts as dead unless it is answered before.
     pub(super) fn dead_at(&self) -> Option<Instant> {
-        let until = self
-            .pairs
-            .alive_until(self.nominated?, dead_after(self.idle))?;
+        let ends = self.nominated?;
+        let until = self.pairs.alive_until(ends, self.dead_after(ends))?;
         (self.told_dead != Some(until)).then_some(until)
     }
 
@@ -128,20 +149,26 @@ impl Connection {
     /// nothing to them (data-path spec §2.3), but tells candidates apart.
     pub(super) fn line(&self, candidate: &Candidate) -> String {
         let line = candidate.to_sdp_string();
-        let round = self.search.round;
-        let related = match (round, candidate.addr()) {
-            (0, _) => return line,
-            (_, SocketAddr::V4(_)) => "raddr 0.0.0.0 rport",
-            (_, SocketAddr::V6(_)) => "raddr :: rport",
+        let offered = self
+            .search
+            .rounds
+            .iter()
+            .find(|(address, _)| *address == candidate.addr());
+        let Some((address, round)) = offered else {
+            return line;
+        };
+        let related = match address {
+            SocketAddr::V4(_) => "raddr 0.0.0.0 rport",
+            SocketAddr::V6(_) => "raddr :: rport",
         };
         match candidate.kind() {
             CandidateKind::Host => {
                 line.replacen("typ host", &format!("typ host {related} {round}"), 1)
             }
-            CandidateKind::ServerReflexive => {
+            CandidateKind::ServerReflexive | CandidateKind::Relayed => {
                 line.replacen(&format!("{related} 0"), &format!("{related} {round}"), 1)
             }
-            _ => line,
+            CandidateKind::PeerReflexive => line,
         }
     }
 
@@ -181,7 +208,7 @@ impl Connection {
         }
         self.told_dead = self
             .nominated
-            .and_then(|ends| self.pairs.alive_until(ends, dead_after(self.idle)))
+            .and_then(|ends| self.pairs.alive_until(ends, self.dead_after(ends)))
             .filter(|until| *until <= now);
         self.in_use = preferred;
         self.doubt(now);
@@ -223,8 +250,8 @@ impl Connection {
         self.pairs.take_forgotten()
     }
 
-    /// Tells the client that the address of a dead direct pair is gone, if it has another one of
-    /// ours to talk to.
+    /// Tells the client that the address of a dead pair is gone, if it has another one of ours to
+    /// talk to.
     fn leave(&mut self, now: Instant) {
         let Some(ends) = self.nominated else {
             return;
@@ -238,9 +265,9 @@ impl Connection {
         // there has to be one to another address.
         let has_another = self
             .pairs
-            .alive(now, dead_after(self.idle))
+            .alive(now, self.alive_within())
             .any(|(ends, _)| ends.0 != dead && self.is_ours(ends.0));
-        if self.relay_of(dead).is_some() || !has_another {
+        if !has_another {
             return;
         }
         let gone: Vec<Candidate> = self
@@ -249,13 +276,18 @@ impl Connection {
             .filter(|c| match c.kind() {
                 CandidateKind::Host => c.addr() == dead,
                 CandidateKind::ServerReflexive => self.reflexive.contains(&(c.addr(), dead)),
-                _ => false,
+                CandidateKind::Relayed => c.addr() == dead,
+                CandidateKind::PeerReflexive => false,
             })
             .filter(|c| !self.search.withdrawn.contains(c))
             .collect();
         for candidate in gone {
             self.added.retain(|c| *c != candidate);
             self.invalidated.push(self.line(&candidate));
+            if candidate.kind() == CandidateKind::Relayed {
+                // The relay may only be out of reach for a while.
+                self.search.next.get_or_insert(now + SEARCH_FIRST);
+            }
             self.search.withdrawn.push(candidate);
         }
     }
@@ -275,9 +307,13 @@ impl Connection {
     }
 
     fn found(&mut self, now: Instant) {
-        self.search.next = None;
         self.search.direct_since = Some(now);
-        self.search.withdrawn.clear();
+        self.search
+            .withdrawn
+            .retain(|c| c.kind() == CandidateKind::Relayed);
+        if self.search.withdrawn.is_empty() {
+            self.search.next = None;
+        }
     }
 
     /// Offers our direct addresses again and checks the client's, if that is due.
@@ -289,14 +325,29 @@ impl Connection {
         let longer = (2 * interval).min(SEARCH_MAX);
         self.search.interval = Some(longer);
         self.search.next = Some(now + longer);
-        self.search.withdrawn.clear();
+        let withdrawn = std::mem::take(&mut self.search.withdrawn);
         self.search.offered = Some(now);
         self.search.round = self.search.round.wrapping_add(1);
-        self.added = self
+        let again: Vec<Candidate> = self
             .agent
             .local_candidates()
-            .filter(|c| c.kind() != CandidateKind::Relayed)
+            .filter(|c| c.kind() != CandidateKind::Relayed || withdrawn.contains(c))
             .collect();
+        let agent = &self.agent;
+        self.search.rounds.retain(|(address, _)| {
+            // Relayed addresses come and go.
+            agent.local_candidates().any(|c| c.addr() == *address)
+                && !again.iter().any(|c| c.addr() == *address)
+        });
+        let round = self.search.round;
+        self.search
+            .rounds
+            .extend(again.iter().map(|c| (c.addr(), round)));
+        self.added = again;
+        if self.path.is_some_and(|p| p.kind == PathKind::Direct) {
+            // Only a relay was looked for.
+            self.search.next = None;
+        }
         // The agent has pruned pairs of theirs that failed; those that live are left alone.
         let mut theirs: Vec<Candidate> = Vec::new();
         for candidate in self.agent.remote_candidates() {

@@ -19,6 +19,8 @@ use crate::netns::Net;
 
 /// Address of portal, relay and collector.
 pub const INTERNET: &str = "203.0.113.1";
+/// Address of the second relay.
+pub const SECOND_RELAY: &str = "203.0.113.2";
 /// The resource, IPv4.
 pub const RESOURCE_V4: &str = "10.99.0.2";
 /// The resource, IPv6.
@@ -186,21 +188,52 @@ impl Lab {
     /// # Errors
     /// When it cannot be started.
     pub fn start_relay(&mut self) -> Result<()> {
+        self.start_coturn("coturn", INTERNET)
+    }
+
+    /// Starts a second relay and lets the portal hand out both.
+    ///
+    /// # Errors
+    /// When it cannot be started, or the portal does not take it.
+    pub fn start_second_relay(&mut self) -> Result<()> {
+        self.net.sh(
+            "internet",
+            &format!("ip addr add {SECOND_RELAY}/24 dev br0"),
+        )?;
+        self.start_coturn("coturn-b", SECOND_RELAY)?;
+        let relay = |id: u8, address: &str| {
+            serde_json::json!({
+                "id": format!("5d5d5d5d-0000-4000-8000-{id:012}"),
+                "v4": format!("{address}:3478"),
+                "secret": RELAY_SECRET,
+                "realm": "firezone",
+            })
+        };
+        self.portal_post(
+            "/relays",
+            &serde_json::json!({
+                "relays": [relay(1, INTERNET), relay(2, SECOND_RELAY)],
+                "immediate": true,
+            }),
+        )
+    }
+
+    fn start_coturn(&mut self, name: &str, address: &str) -> Result<()> {
         let dir = self.net.dir().to_owned();
-        let (pid, db) = (dir.join("turn.pid"), dir.join("turn.sqlite"));
+        let file = |extension: &str| dir.join(format!("{name}.{extension}"));
         let secret = format!("--static-auth-secret={RELAY_SECRET}");
         let (pid, db) = (
-            format!("--pidfile={}", pid.display()),
-            format!("--userdb={}", db.display()),
+            format!("--pidfile={}", file("pid").display()),
+            format!("--userdb={}", file("sqlite").display()),
         );
         self.net.start(
-            "coturn",
+            name,
             "internet",
             Path::new("turnserver"),
             &[
                 "-n",
-                "--listening-ip=203.0.113.1",
-                "--relay-ip=203.0.113.1",
+                &format!("--listening-ip={address}"),
+                &format!("--relay-ip={address}"),
                 "--listening-port=3478",
                 "--use-auth-secret",
                 &secret,
