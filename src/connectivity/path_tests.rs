@@ -51,6 +51,8 @@ struct World {
     next_second: Instant,
     /// Since the start of the last [`Self::run`], every path the gateway used.
     paths: Vec<(Duration, PathKind)>,
+    /// How often there was no path at all.
+    gaps: usize,
     client_sends_to: Option<(Instant, SocketAddr)>,
     offers: usize,
     withdrawals: usize,
@@ -112,6 +114,7 @@ impl World {
             active: true,
             next_second: now,
             paths: Vec::new(),
+            gaps: 0,
             client_sends_to: None,
             offers: 0,
             withdrawals: 0,
@@ -217,8 +220,9 @@ impl World {
             while let Some(event) = self.gateway.poll_event() {
                 match &event {
                     Event::PathChanged { path, .. } => {
-                        if let Some(path) = path {
-                            self.paths.push((self.now - begun, path.kind));
+                        match path {
+                            Some(path) => self.paths.push((self.now - begun, path.kind)),
+                            None => self.gaps += 1,
                         }
                         continue;
                     }
@@ -460,6 +464,20 @@ fn a_relay_that_dies_is_replaced_by_the_one_that_is_kept_warm() {
         let after: usize = w.relays.iter().map(|r| r.count(ALLOCATE)).sum();
         assert_eq!(allocations, after, "nothing had to be allocated for it");
     }
+}
+
+#[test]
+fn a_relay_that_forgets_us_leaves_no_gap_while_another_one_is_warm() {
+    let mut w = World::with_relays(2);
+    let first = over_a_relay(&mut w);
+    w.relays[first].restart();
+    w.gateway
+        .relays
+        .poke(w.now, RelayId(Uuid::from_u128(first as u128 + 1)));
+    w.run(5.0);
+    let ip = w.gateway.describe(id()).unwrap().local.unwrap().ip();
+    assert_ne!(w.relay_at(ip), Some(first));
+    assert_eq!(w.gaps, 0, "{:?}", w.paths);
 }
 
 #[test]

@@ -55,16 +55,23 @@ pub(super) struct Search {
 impl Connection {
     /// The pair to send on: the one that the agent chose, or one that lives if that one is dead.
     fn preferred(&self, now: Instant) -> Option<Ends> {
-        let chosen = self.nominated?;
+        let Some(chosen) = self.nominated else {
+            // Before the client's first word nothing is sent; but when a pair is taken away under
+            // our feet, those that live are as good as before.
+            return self.in_use.and_then(|_| self.best_alive(now));
+        };
         if !self.is_dead(now, chosen) {
             return Some(chosen);
         }
+        self.best_alive(now).or(Some(chosen))
+    }
+
+    fn best_alive(&self, now: Instant) -> Option<Ends> {
         self.pairs
             .alive(now, self.alive_within())
             .filter(|(ends, _)| self.is_ours(ends.0))
             .max_by_key(|(ends, nominated)| (*nominated, self.priority(*ends)))
             .map(|(ends, _)| ends)
-            .or(Some(chosen))
     }
 
     /// What was never answered is the agent's to judge.
