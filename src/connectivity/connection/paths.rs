@@ -33,7 +33,9 @@ const DOUBT_AFTER: Duration = Duration::from_millis(1250);
 /// [`SEARCH_MAX`] while that leads nowhere.
 pub(super) const SEARCH_FIRST: Duration = Duration::from_secs(10);
 /// Each search costs a message through the portal.
-pub(super) const SEARCH_MAX: Duration = Duration::from_secs(300);
+pub(super) const SEARCH_MAX: Duration = Duration::from_secs(600);
+/// The first search for a direct path where there never was one.
+const SEARCH_NEW: Duration = Duration::from_secs(60);
 /// A direct path that lasted this long makes the next search quick again.
 const SEARCH_FORGET: Duration = Duration::from_secs(60);
 
@@ -180,7 +182,9 @@ impl Connection {
     }
 
     pub(super) fn search_at(&self) -> Option<Instant> {
-        self.search.next.filter(|_| !self.idle)
+        self.search
+            .next
+            .filter(|_| !self.idle || self.path.is_none())
     }
 
     /// The new path if it differs from the last one told.
@@ -228,8 +232,9 @@ impl Connection {
         self.path_since = Some(now);
         match path.map(|p| p.kind) {
             Some(PathKind::Direct) => self.found(now),
-            Some(_) if self.search.direct_since.is_some() => self.search(now),
-            _ => {}
+            Some(_) => self.search(now),
+            // Nothing to lose: whatever worked once may do so again.
+            None => self.search.next = Some(now),
         }
         Some(path)
     }
@@ -304,11 +309,16 @@ impl Connection {
             .search
             .direct_since
             .is_some_and(|since| now - since >= SEARCH_FORGET);
+        let was_direct = self.search.direct_since.take().is_some();
+        if !was_direct && self.search.next.is_some() {
+            // From one relay to another.
+            return;
+        }
         let interval = match self.search.interval {
             Some(interval) if !stable => interval,
-            _ => SEARCH_FIRST,
+            _ if was_direct => SEARCH_FIRST,
+            _ => SEARCH_NEW,
         };
-        self.search.direct_since = None;
         self.search.interval = Some(interval);
         self.search.next = Some(now + interval);
     }
@@ -355,19 +365,8 @@ impl Connection {
             // Only a relay was looked for.
             self.search.next = None;
         }
-        // The agent has pruned pairs of theirs that failed; those that live are left alone.
-        let mut theirs: Vec<Candidate> = Vec::new();
-        for candidate in self.agent.remote_candidates() {
-            let direct = matches!(
-                candidate.kind(),
-                CandidateKind::Host | CandidateKind::ServerReflexive
-            );
-            if direct && !theirs.iter().any(|c| c.addr() == candidate.addr()) {
-                theirs.push(candidate);
-            }
-        }
-        for candidate in theirs {
-            self.agent.add_remote_candidate(candidate);
-        }
+        // The agent has pruned the pairs that failed. The one in use is checked anew like all others;
+        // until the client has confirmed it, its last answer stands for it.
+        self.agent.recreate_candidate_pairs();
     }
 }
