@@ -18,6 +18,9 @@ use crate::ids::RelayId;
 
 const GATEWAY: &str = "198.51.100.1:52625";
 const CLIENT: &str = "203.0.113.9:40000";
+/// The other family, where both have it; preferred, and lost together with the first.
+const GATEWAY_V6: &str = "[2001:db8:1::1]:52625";
+const CLIENT_V6: &str = "[2001:db8:2::9]:40000";
 const RELAYS: [&str; 2] = ["192.0.2.1:3478", "192.0.2.2:3478"];
 
 fn sock(s: &str) -> SocketAddr {
@@ -88,10 +91,19 @@ impl World {
     }
 
     fn with_relays(relays: usize) -> Self {
+        Self::with(relays, false)
+    }
+
+    fn with(relays: usize, dual: bool) -> Self {
         let now = Instant::now();
         let client = Self::client(now);
         let mut gateway = Connectivity::new(1);
         gateway.add_host(now, sock(GATEWAY));
+        let mut client = client;
+        if dual {
+            gateway.add_host(now, sock(GATEWAY_V6));
+            client.add_local_candidate(Candidate::host(sock(CLIENT_V6), "udp").unwrap());
+        }
         let entries: Vec<RelayEntry> = (1..)
             .zip(&RELAYS[..relays])
             .map(|(n, socket)| RelayEntry {
@@ -133,7 +145,8 @@ impl World {
         world.authorize();
         world.run(5.0);
         assert_eq!(world.kind(), Some(PathKind::Direct));
-        assert_eq!(world.client_sends_to.unwrap().1, sock(GATEWAY));
+        let direct = sock(if dual { GATEWAY_V6 } else { GATEWAY });
+        assert_eq!(world.client_sends_to.unwrap().1, direct);
         world
     }
 
@@ -157,14 +170,14 @@ impl World {
         self.direct_loss > 0.0 && self.rng.random_bool(self.direct_loss)
     }
 
-    fn arrive_at_client(&mut self, source: SocketAddr, payload: &[u8]) {
+    fn arrive_at_client(&mut self, source: SocketAddr, destination: SocketAddr, payload: &[u8]) {
         let message = StunMessage::parse(payload).unwrap();
         self.client.handle_packet(
             self.now,
             StunPacket {
                 proto: Protocol::Udp,
                 source,
-                destination: sock(CLIENT),
+                destination,
                 message,
             },
         );
@@ -203,20 +216,22 @@ impl World {
                         if peer == sock(CLIENT)
                             && let Some(relayed) = self.relayed(n)
                         {
-                            self.arrive_at_client(relayed, &payload);
+                            self.arrive_at_client(relayed, peer, &payload);
                         }
                     }
-                } else if t.destination == sock(CLIENT) && !self.lost() {
-                    self.arrive_at_client(sock(GATEWAY), &t.payload);
+                } else if [sock(CLIENT), sock(CLIENT_V6)].contains(&t.destination) && !self.lost() {
+                    let v6 = t.destination.is_ipv6();
+                    let source = sock(if v6 { GATEWAY_V6 } else { GATEWAY });
+                    self.arrive_at_client(source, t.destination, &t.payload);
                 }
             }
             while let Some(t) = self.client.poll_transmit() {
                 quiet = false;
                 let bytes: Vec<u8> = t.contents.into();
-                if t.destination == sock(GATEWAY) {
+                if [sock(GATEWAY), sock(GATEWAY_V6)].contains(&t.destination) {
                     if !self.lost() {
                         self.gateway
-                            .handle_packet(self.now, sock(GATEWAY), sock(CLIENT), &bytes);
+                            .handle_packet(self.now, t.destination, t.source, &bytes);
                     }
                 } else if let Some(n) = self.relay_at(t.destination.ip())
                     && !self.relays[n].silent
@@ -351,6 +366,25 @@ fn a_pause_of_a_second_and_a_half_moves_nothing() {
         assert!(w.paths.is_empty(), "{phase}: {:?}", w.paths);
         assert_eq!(w.withdrawals, 0);
         assert_eq!(w.client_sends_to.unwrap().1, sock(GATEWAY));
+    }
+}
+
+#[test]
+fn with_both_families_dead_the_client_does_not_try_one_after_the_other() {
+    for phase in 0..15 {
+        let mut w = World::with(1, true);
+        w.run(10.0 + 0.1 * f64::from(phase));
+        w.direct_loss = 1.0;
+        let cut = w.now;
+        w.run(6.0);
+        assert_eq!(w.kind(), Some(PathKind::RelayLocal));
+        let (at, to) = w.client_sends_to.unwrap();
+        assert_eq!(w.relay_at(to.ip()), Some(0), "{to}");
+        assert!(at - cut <= Duration::from_secs(5), "{:?}", at - cut);
+        w.direct_loss = 0.0;
+        w.run(15.0);
+        assert_eq!(w.kind(), Some(PathKind::Direct));
+        assert_eq!(w.client_sends_to.unwrap().1, sock(GATEWAY_V6));
     }
 }
 

@@ -262,33 +262,39 @@ impl Connection {
         self.pairs.take_forgotten()
     }
 
-    /// Tells the client that the address of a dead pair is gone, if it has another one of ours to
-    /// talk to.
+    /// The pair in use is dead. Tells the client which of our addresses are gone, if it has another
+    /// one of ours to talk to: all that are silent now, since it would only try the next of them.
     fn leave(&mut self, now: Instant) {
-        let Some(ends) = self.nominated else {
-            return;
-        };
-        let (dead, _) = ends;
-        // An address that was offered again has to have worked before it can fail.
-        if self.search.offered > self.pairs.answered_at(ends) {
-            return;
-        }
-        // Where the client's relay still reaches this very address, that way is cut off, too; so
-        // there has to be one to another address.
-        let has_another = self
+        // Where the client's relay still reaches a silent address, that way is cut off, too; which
+        // is why an address counts as a whole.
+        let alive: Vec<SocketAddr> = self
             .pairs
             .alive(now, self.alive_within())
-            .any(|(ends, _)| ends.0 != dead && self.is_ours(ends.0));
-        if !has_another {
+            .map(|(ends, _)| ends.0)
+            .filter(|local| self.is_ours(*local))
+            .collect();
+        let Some((chosen, _)) = self.nominated else {
+            return;
+        };
+        if alive.iter().all(|local| *local == chosen) {
             return;
         }
+        // An address that was offered again has to have worked before it can fail.
+        let silent: Vec<SocketAddr> = self
+            .pairs
+            .ends()
+            .filter(|ends| self.pairs.answered_at(*ends) > self.search.offered)
+            .map(|ends| ends.0)
+            .filter(|local| *local == chosen || !alive.contains(local))
+            .collect();
         let gone: Vec<Candidate> = self
             .agent
             .local_candidates()
             .filter(|c| match c.kind() {
-                CandidateKind::Host => c.addr() == dead,
-                CandidateKind::ServerReflexive => self.reflexive.contains(&(c.addr(), dead)),
-                CandidateKind::Relayed => c.addr() == dead,
+                CandidateKind::Host | CandidateKind::Relayed => silent.contains(&c.addr()),
+                CandidateKind::ServerReflexive => silent
+                    .iter()
+                    .any(|base| self.reflexive.contains(&(c.addr(), *base))),
                 CandidateKind::PeerReflexive => false,
             })
             .filter(|c| !self.search.withdrawn.contains(c))
