@@ -21,6 +21,8 @@ const CLIENT: &str = "203.0.113.9:40000";
 /// The other family, where both have it; preferred, and lost together with the first.
 const GATEWAY_V6: &str = "[2001:db8:1::1]:52625";
 const CLIENT_V6: &str = "[2001:db8:2::9]:40000";
+/// Where the client's own relay lends it an address; always reached.
+const CLIENT_RELAYED: &str = "192.0.2.9:50000";
 const RELAYS: [&str; 2] = ["192.0.2.1:3478", "192.0.2.2:3478"];
 
 fn sock(s: &str) -> SocketAddr {
@@ -91,10 +93,10 @@ impl World {
     }
 
     fn with_relays(relays: usize) -> Self {
-        Self::with(relays, false)
+        Self::with(relays, false, false)
     }
 
-    fn with(relays: usize, dual: bool) -> Self {
+    fn with(relays: usize, dual: bool, client_relay: bool) -> Self {
         let now = Instant::now();
         let client = Self::client(now);
         let mut gateway = Connectivity::new(1);
@@ -103,6 +105,10 @@ impl World {
         if dual {
             gateway.add_host(now, sock(GATEWAY_V6));
             client.add_local_candidate(Candidate::host(sock(CLIENT_V6), "udp").unwrap());
+        }
+        if client_relay {
+            let relayed = Candidate::relayed(sock(CLIENT_RELAYED), sock(CLIENT), "udp");
+            client.add_local_candidate(relayed.unwrap());
         }
         let entries: Vec<RelayEntry> = (1..)
             .zip(&RELAYS[..relays])
@@ -219,6 +225,8 @@ impl World {
                             self.arrive_at_client(relayed, peer, &payload);
                         }
                     }
+                } else if t.destination == sock(CLIENT_RELAYED) {
+                    self.arrive_at_client(sock(GATEWAY), t.destination, &t.payload);
                 } else if [sock(CLIENT), sock(CLIENT_V6)].contains(&t.destination) && !self.lost() {
                     let v6 = t.destination.is_ipv6();
                     let source = sock(if v6 { GATEWAY_V6 } else { GATEWAY });
@@ -229,7 +237,7 @@ impl World {
                 quiet = false;
                 let bytes: Vec<u8> = t.contents.into();
                 if [sock(GATEWAY), sock(GATEWAY_V6)].contains(&t.destination) {
-                    if !self.lost() {
+                    if t.source == sock(CLIENT_RELAYED) || !self.lost() {
                         self.gateway
                             .handle_packet(self.now, t.destination, t.source, &bytes);
                     }
@@ -372,7 +380,7 @@ fn a_pause_of_a_second_and_a_half_moves_nothing() {
 #[test]
 fn with_both_families_dead_the_client_does_not_try_one_after_the_other() {
     for phase in 0..15 {
-        let mut w = World::with(1, true);
+        let mut w = World::with(1, true, false);
         w.run(10.0 + 0.1 * f64::from(phase));
         w.direct_loss = 1.0;
         let cut = w.now;
@@ -386,6 +394,38 @@ fn with_both_families_dead_the_client_does_not_try_one_after_the_other() {
         assert_eq!(w.kind(), Some(PathKind::Direct));
         assert_eq!(w.client_sends_to.unwrap().1, sock(GATEWAY_V6));
     }
+}
+
+#[test]
+fn an_address_that_only_the_clients_relay_reaches_does_not_keep_the_client() {
+    for phase in 0..15 {
+        let mut w = World::with(1, true, true);
+        w.run(10.0 + 0.1 * f64::from(phase));
+        w.direct_loss = 1.0;
+        let cut = w.now;
+        w.run(8.0);
+        let (at, to) = w.client_sends_to.unwrap();
+        assert_eq!(w.relay_at(to.ip()), Some(0), "{to}");
+        assert!(at - cut <= Duration::from_secs(5), "{:?}", at - cut);
+        assert_ne!(w.kind(), Some(PathKind::Direct));
+        assert_eq!(w.gaps, 0);
+        w.direct_loss = 0.0;
+        w.run(15.0);
+        assert_eq!(w.kind(), Some(PathKind::Direct));
+    }
+}
+
+#[test]
+fn without_a_relay_of_ours_the_clients_is_not_cut_off() {
+    let mut w = World::with(0, false, true);
+    w.direct_loss = 1.0;
+    w.run(60.0);
+    assert_eq!(w.kind(), Some(PathKind::RelayRemote));
+    assert_eq!(w.withdrawals, 0);
+    assert_eq!(w.client_sends_to.unwrap().1, sock(GATEWAY));
+    w.direct_loss = 0.0;
+    w.run(60.0);
+    assert_eq!(w.kind(), Some(PathKind::Direct));
 }
 
 #[test]

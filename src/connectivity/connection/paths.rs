@@ -102,6 +102,12 @@ impl Connection {
         }
     }
 
+    fn is_their_relay(&self, remote: SocketAddr) -> bool {
+        self.agent
+            .remote_candidates()
+            .any(|c| c.addr() == remote && c.kind() == CandidateKind::Relayed)
+    }
+
     fn is_ours(&self, local: SocketAddr) -> bool {
         self.agent
             .local_candidates()
@@ -195,10 +201,7 @@ impl Connection {
     ) -> Option<Option<Path>> {
         let preferred = self.preferred(now);
         let path = preferred.and_then(|(local, remote)| {
-            let remote_relayed = self
-                .agent
-                .remote_candidates()
-                .any(|c| c.addr() == remote && c.kind() == CandidateKind::Relayed);
+            let remote_relayed = self.is_their_relay(remote);
             match self.relay_of(local) {
                 Some(relay) => channel_to(relay, remote).map(|channel| Path {
                     source: None,
@@ -265,28 +268,36 @@ impl Connection {
     /// The pair in use is dead. Tells the client which of our addresses are gone, if it has another
     /// one of ours to talk to: all that are silent now, since it would only try the next of them.
     fn leave(&mut self, now: Instant) {
-        // Where the client's relay still reaches a silent address, that way is cut off, too; which
-        // is why an address counts as a whole.
-        let alive: Vec<SocketAddr> = self
+        let alive: Vec<Ends> = self
             .pairs
             .alive(now, self.alive_within())
-            .map(|(ends, _)| ends.0)
-            .filter(|local| self.is_ours(*local))
+            .map(|(ends, _)| ends)
+            .filter(|ends| self.is_ours(ends.0))
             .collect();
-        let Some((chosen, _)) = self.nominated else {
-            return;
+        // A local address that only the client's relay reaches any more is silent for all that
+        // matters: withdrawing it cuts that way off, too, but as long as it is offered the client
+        // believes that it can have it directly.
+        let answers = |local: SocketAddr| {
+            let relayed = self.relay_of(local).is_some();
+            alive
+                .iter()
+                .any(|(l, remote)| *l == local && (relayed || !self.is_their_relay(*remote)))
         };
-        if alive.iter().all(|local| *local == chosen) {
-            return;
-        }
         // An address that was offered again has to have worked before it can fail.
-        let silent: Vec<SocketAddr> = self
+        let mut silent: Vec<SocketAddr> = self
             .pairs
             .ends()
             .filter(|ends| self.pairs.answered_at(*ends) > self.search.offered)
             .map(|ends| ends.0)
-            .filter(|local| *local == chosen || !alive.contains(local))
+            .filter(|local| !answers(*local))
             .collect();
+        if alive.iter().all(|(local, _)| silent.contains(local)) {
+            // Its relay is all there is.
+            silent.retain(|local| alive.iter().all(|(l, _)| l != local));
+        }
+        if alive.is_empty() {
+            return;
+        }
         let gone: Vec<Candidate> = self
             .agent
             .local_candidates()
