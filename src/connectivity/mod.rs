@@ -655,6 +655,8 @@ pub fn wrap(channel: u16, payload: &[u8]) -> Option<Vec<u8>> {
 }
 
 #[cfg(test)]
+mod fixtures;
+#[cfg(test)]
 mod tests;
 
 #[cfg(test)]

@@ -4,13 +4,14 @@
 #![allow(clippy::unwrap_used)]
 
 use is::stun::StunPacket;
-use is::{Candidate, IceAgent, IceAgentEvent, IceCreds, Protocol};
+use is::{Candidate, IceAgent, IceAgentEvent, Protocol};
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use secrecy::SecretString;
 use uuid::Uuid;
 
+use super::fixtures::{controlling_agent, creds, id, sock};
 use super::relay::double::{ALLOCATE, PASSWORD, Style, TurnServer, USER};
 use super::*;
 use crate::datapath::peers::PathKind;
@@ -24,21 +25,6 @@ const CLIENT_V6: &str = "[2001:db8:2::9]:40000";
 /// Where the client's own relay lends it an address; always reached.
 const CLIENT_RELAYED: &str = "192.0.2.9:50000";
 const RELAYS: [&str; 2] = ["192.0.2.1:3478", "192.0.2.2:3478"];
-
-fn sock(s: &str) -> SocketAddr {
-    s.parse().unwrap()
-}
-
-fn creds(name: &str) -> IceCredentials {
-    IceCredentials {
-        username: name.to_owned(),
-        password: format!("{name}-password-0123456789"),
-    }
-}
-
-fn id() -> ClientId {
-    ClientId(Uuid::from_u128(1))
-}
 
 struct World {
     now: Instant,
@@ -68,20 +54,7 @@ struct World {
 
 impl World {
     fn client(now: Instant) -> IceAgent {
-        let mut client = IceAgent::new(IceCreds {
-            ufrag: "clnt".into(),
-            pass: creds("clnt").password,
-        });
-        client.set_controlling(true);
-        client.set_timing_advance(Duration::ZERO);
-        // What stock clients use (data-path spec §2.4).
-        client.set_initial_stun_rto(Duration::from_millis(250));
-        client.set_max_stun_rto(Duration::from_millis(1500));
-        client.set_max_stun_retransmits(12);
-        client.set_remote_credentials(IceCreds {
-            ufrag: "gtwy".into(),
-            pass: creds("gtwy").password,
-        });
+        let mut client = controlling_agent();
         client.add_local_candidate(Candidate::host(sock(CLIENT), "udp").unwrap());
         client.handle_timeout(now);
         client

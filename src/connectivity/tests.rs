@@ -4,30 +4,15 @@
 //! agent that stands for the client.
 
 use is::stun::StunPacket;
-use is::{Candidate, IceAgent, IceAgentEvent, IceCreds, Protocol};
-use uuid::Uuid;
+use is::{Candidate, IceAgent, IceAgentEvent, Protocol};
 
+use super::fixtures::{controlling_agent, creds, id, sock};
 use super::*;
 use crate::datapath::peers::PathKind;
 
 const GATEWAY: &str = "192.0.2.1:52625";
 const CLIENT: &str = "192.0.2.9:40000";
 const CLIENT_OTHER: &str = "198.51.100.9:40000";
-
-fn sock(s: &str) -> SocketAddr {
-    s.parse().unwrap()
-}
-
-fn creds(name: &str) -> IceCredentials {
-    IceCredentials {
-        username: name.to_owned(),
-        password: format!("{name}-password-0123456789"),
-    }
-}
-
-fn id() -> ClientId {
-    ClientId(Uuid::from_u128(1))
-}
 
 struct World {
     now: Instant,
@@ -44,19 +29,7 @@ struct World {
 impl World {
     fn new(client_addresses: &[&str]) -> Self {
         let now = Instant::now();
-        let mut client = IceAgent::new(IceCreds {
-            ufrag: "clnt".into(),
-            pass: creds("clnt").password,
-        });
-        client.set_controlling(true);
-        client.set_timing_advance(Duration::ZERO);
-        client.set_initial_stun_rto(Duration::from_millis(250));
-        client.set_max_stun_rto(Duration::from_millis(1500));
-        client.set_max_stun_retransmits(12);
-        client.set_remote_credentials(IceCreds {
-            ufrag: "gtwy".into(),
-            pass: creds("gtwy").password,
-        });
+        let mut client = controlling_agent();
         for address in client_addresses {
             client.add_local_candidate(Candidate::host(sock(address), "udp").unwrap());
         }
