@@ -383,8 +383,10 @@ fn an_address_that_only_the_clients_relay_reaches_does_not_keep_the_client() {
         assert_ne!(w.kind(), Some(PathKind::Direct));
         assert_eq!(w.gaps, 0);
         w.direct_loss = 0.0;
+        let withdrawals = w.withdrawals;
         w.run(15.0);
         assert_eq!(w.kind(), Some(PathKind::Direct));
+        assert_eq!(w.withdrawals, withdrawals, "offered, and not taken back");
     }
 }
 

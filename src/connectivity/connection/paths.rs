@@ -277,16 +277,13 @@ impl Connection {
         // A local address that only the client's relay reaches any more is silent for all that
         // matters: withdrawing it cuts that way off, too, but as long as it is offered the client
         // believes that it can have it directly.
-        let answers = |local: SocketAddr| {
-            let relayed = self.relay_of(local).is_some();
-            alive
-                .iter()
-                .any(|(l, remote)| *l == local && (relayed || !self.is_their_relay(*remote)))
-        };
+        let counts = |ends: &Ends| self.relay_of(ends.0).is_some() || !self.is_their_relay(ends.1);
+        let answers = |local: SocketAddr| alive.iter().any(|e| e.0 == local && counts(e));
         // An address that was offered again has to have worked before it can fail.
         let mut silent: Vec<SocketAddr> = self
             .pairs
             .ends()
+            .filter(counts)
             .filter(|ends| self.pairs.answered_at(*ends) > self.search.offered)
             .map(|ends| ends.0)
             .filter(|local| !answers(*local))
