@@ -283,10 +283,16 @@ impl Connection {
         let mut silent: Vec<SocketAddr> = self
             .pairs
             .ends()
-            .filter(counts)
             .filter(|ends| self.pairs.answered_at(*ends) > self.search.offered)
+            .filter(|ends| {
+                if counts(ends) {
+                    !answers(ends.0)
+                } else {
+                    // Through their relay; it may be that which died.
+                    alive.iter().all(|e| e.0 != ends.0)
+                }
+            })
             .map(|ends| ends.0)
-            .filter(|local| !answers(*local))
             .collect();
         if alive.iter().all(|(local, _)| silent.contains(local)) {
             // Its relay is all there is.
