@@ -274,6 +274,9 @@ impl Connection {
             .map(|(ends, _)| ends)
             .filter(|ends| self.is_ours(ends.0))
             .collect();
+        if alive.is_empty() {
+            return;
+        }
         // A local address that only the client's relay reaches any more is silent for all that
         // matters: withdrawing it cuts that way off, too, but as long as it is offered the client
         // believes that it can have it directly.
@@ -297,9 +300,6 @@ impl Connection {
         if alive.iter().all(|(local, _)| silent.contains(local)) {
             // Its relay is all there is.
             silent.retain(|local| alive.iter().all(|(l, _)| l != local));
-        }
-        if alive.is_empty() {
-            return;
         }
         let gone: Vec<Candidate> = self
             .agent
