@@ -45,7 +45,6 @@ async fn main() -> anyhow::Result<()> {
         rand::random(),
         CoreConfig {
             only: args.only,
-            relay_to_host: args.relay_to_host,
             one_allocation_per_relay: args.one_allocation_per_relay,
             internet: args.internet,
             port_v4: v4.as_ref().map(Udp::port),

@@ -51,10 +51,6 @@ pub struct Args {
     /// Restrict the local candidates.
     #[arg(long, value_enum, default_value_t)]
     pub only: Only,
-    /// Also bind relay channels towards the gateway's host candidates. Stock clients do not; it
-    /// makes a relayed path possible where no NAT gives the gateway a reflexive address.
-    #[arg(long)]
-    pub relay_to_host: bool,
     /// Allocate on one address of a dual-stack relay only. Needed with relays that allow one
     /// allocation per user.
     #[arg(long)]

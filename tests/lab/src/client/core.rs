@@ -40,8 +40,6 @@ const SCRATCH: usize = 2048;
 pub struct CoreConfig {
     /// Restriction of the local candidates.
     pub only: Only,
-    /// Bind channels to host candidates, too.
-    pub relay_to_host: bool,
     /// One allocation per relay instead of one per address.
     pub one_allocation_per_relay: bool,
     /// Use the internet resource.
@@ -987,7 +985,7 @@ impl Io {
         remotes: &[(SocketAddr, CandidateKind)],
     ) {
         for (addr, kind) in remotes {
-            let through_relay = *kind != CandidateKind::Host || self.config.relay_to_host;
+            let through_relay = *kind != CandidateKind::Host;
             if through_relay && let Some(relay) = connection.relay {
                 self.relays.want_channel(now, relay, *addr);
             }

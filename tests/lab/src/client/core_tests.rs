@@ -47,7 +47,6 @@ struct World {
 fn config(only: Only) -> CoreConfig {
     CoreConfig {
         only,
-        relay_to_host: false,
         one_allocation_per_relay: false,
         internet: false,
         port_v4: Some(CLIENT_PORT),

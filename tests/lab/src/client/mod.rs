@@ -13,6 +13,7 @@ pub mod control;
 pub mod core;
 pub mod demux;
 pub mod dns;
+pub mod erase;
 pub mod io;
 pub mod messages;
 pub mod netconf;

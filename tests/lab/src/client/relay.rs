@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use turn_client_proto::api::{DelayedMessageOrChannelSend, Transmit, TurnConfig, TurnEvent};
 use turn_client_proto::prelude::{DelayedTransmitBuild as _, TurnClientApi as _};
-use turn_client_proto::stun::types::attribute::{Software, XorMappedAddress};
+use turn_client_proto::stun::types::attribute::{ErrorCode, Software, XorMappedAddress};
 use turn_client_proto::stun::types::message::{BINDING, Message, MessageWriteVec, TransactionId};
 use turn_client_proto::stun::types::prelude::{MessageWrite as _, MessageWriteExt as _};
 use turn_client_proto::types::{
@@ -16,6 +16,7 @@ use turn_client_proto::types::{
 use turn_client_proto::udp::{TurnClientUdp, TurnPollRet, TurnRecvRet};
 use uuid::Uuid;
 
+use super::erase::{Erased, Eraser};
 use super::messages::{RelayEntry, Secret};
 use super::transmit::TransmitQueue;
 
@@ -27,6 +28,8 @@ const BINDING_RETRY: Duration = Duration::from_secs(1);
 const BINDING_GIVE_UP: Duration = Duration::from_secs(8);
 /// Pause before a failed address or allocation is tried again.
 const RESTART_PAUSE: Duration = Duration::from_secs(5);
+/// coturn keeps a deleted allocation for a second.
+const ERASE_PAUSE: Duration = Duration::from_millis(1500);
 /// Peers that may wait for an allocation (§3.4).
 const MAX_QUEUED_PEERS: usize = 100;
 /// Dropped relays whose late answers are ignored without noise (§1.3).
@@ -73,6 +76,9 @@ pub struct RelayPath {
     turn: Option<TurnClientUdp>,
     turn_wake: Instant,
     turn_restart: Option<Instant>,
+    /// The relay still holds an allocation for us that we know nothing of.
+    occupied: bool,
+    eraser: Option<Eraser>,
     relayed: Option<SocketAddr>,
     /// Peers a channel is wanted for.
     wanted: BTreeSet<SocketAddr>,
@@ -97,6 +103,8 @@ impl RelayPath {
             turn: None,
             turn_wake: now,
             turn_restart: None,
+            occupied: false,
+            eraser: None,
             relayed: None,
             wanted: BTreeSet::new(),
             binding_channel: BTreeSet::new(),
@@ -153,6 +161,9 @@ impl RelayPath {
         if let Some(restart) = self.turn_restart {
             at = at.min(restart);
         }
+        if let Some(eraser) = &self.eraser {
+            at = at.min(eraser.timeout());
+        }
         at
     }
 
@@ -184,6 +195,18 @@ impl RelayPath {
             });
         }
         false
+    }
+
+    /// Goes on freeing the socket; afterwards the allocation is tried again.
+    fn drive_eraser(&mut self, now: Instant, out: &mut TransmitQueue) {
+        let Some(eraser) = &mut self.eraser else {
+            return;
+        };
+        match eraser.poll(now) {
+            Some(Some(request)) => out.push(None, self.addr, &[], request),
+            Some(None) => {}
+            None => self.eraser = None,
+        }
     }
 
     /// Recognises the answer to our BINDING. `None`: not ours.
@@ -466,7 +489,9 @@ impl Relays {
             return false;
         };
         let Some(number) = path.channels.get(&peer) else {
-            if path.wanted.contains(&peer) {
+            // Whom a check goes to through the relay, the relay must be able to reach.
+            if path.wanted.contains(&peer) || path.wanted.len() < MAX_QUEUED_PEERS {
+                path.wanted.insert(peer);
                 path.bind(turn_now, peer);
                 path.turn_wake = now;
             }
@@ -500,13 +525,35 @@ impl Relays {
         let Ok(message) = Message::from_bytes(datagram) else {
             return StunOutcome::NotRelay;
         };
-        let Some(path) = self
-            .servers
-            .get_mut(&id)
-            .and_then(|s| s.paths.get_mut(index))
-        else {
+        let Some(server) = self.servers.get_mut(&id) else {
             return StunOutcome::NotRelay;
         };
+        let Some(path) = server.paths.get_mut(index) else {
+            return StunOutcome::NotRelay;
+        };
+        let erased = path
+            .eraser
+            .as_mut()
+            .and_then(|e| e.handle(now, &message, &server.username, &server.password));
+        if erased == Some(Erased::Done) {
+            path.eraser = None;
+            path.turn_restart = Some(now + ERASE_PAUSE);
+        }
+        if erased.is_some() {
+            return StunOutcome::Consumed;
+        }
+        let mismatch = message
+            .attribute::<ErrorCode>()
+            .is_ok_and(|e| e.code() == 437);
+        if mismatch && path.state == RelayState::Allocated {
+            // The relay has lost it, and the TURN library would go on as if nothing had happened.
+            path.allocation_lost(now);
+            path.turn_restart = Some(now);
+            self.changed = true;
+            self.reindex();
+            return StunOutcome::Consumed;
+        }
+        path.occupied |= mismatch && path.state == RelayState::Allocating;
         if let Some(changed) = path.handle_binding(now, local, &message) {
             self.changed |= changed;
         } else if let Some(turn) = &mut path.turn {
@@ -550,6 +597,7 @@ impl Relays {
         for (id, server) in &mut self.servers {
             for path in &mut server.paths {
                 dirty |= path.drive_binding(now, out);
+                path.drive_eraser(now, out);
                 if path.turn_restart.is_some_and(|at| now >= at) {
                     path.turn_restart = None;
                     path.start_turn(&server.username, &server.password);
@@ -703,6 +751,9 @@ impl RelayPath {
         self.forget_allocation();
         self.state = RelayState::Failed;
         self.turn_restart = Some(now + RESTART_PAUSE);
+        if std::mem::take(&mut self.occupied) {
+            self.eraser = Some(Eraser::new(now));
+        }
     }
 
     fn handle_turn_event(&mut self, now: Instant, turn_now: TurnInstant, event: TurnEvent) -> bool {
