@@ -175,14 +175,19 @@ impl Connection {
         }
     }
 
-    fn add_local(&mut self, candidate: Result<Candidate, is::IceError>) {
+    /// Whether the agent took the candidate.
+    fn add_local(&mut self, candidate: Result<Candidate, is::IceError>) -> bool {
         match candidate {
             Ok(candidate) => {
-                if let Some(added) = self.agent.add_local_candidate(candidate) {
-                    self.added.push(added.clone());
-                }
+                let added = self.agent.add_local_candidate(candidate).cloned();
+                let taken = added.is_some();
+                self.added.extend(added);
+                taken
             }
-            Err(error) => tracing::debug!(%error, "local candidate not usable"),
+            Err(error) => {
+                tracing::debug!(%error, "local candidate not usable");
+                false
+            }
         }
     }
 
@@ -192,7 +197,30 @@ impl Connection {
 
     pub(super) fn add_server_reflexive(&mut self, address: SocketAddr, base: SocketAddr) {
         self.reflexive.push((address, base));
-        self.add_local(Candidate::server_reflexive(address, base, "udp"));
+        let taken = self.add_local(Candidate::server_reflexive(address, base, "udp"));
+        if !taken {
+            let known = self.offered().into_iter();
+            self.added.extend(known.filter(|c| c.addr() == address));
+        }
+    }
+
+    /// Our candidates as clients know them. An address that the agent learned from a client's
+    /// answer (peer-reflexive) before a relay showed it to us is news for all other clients.
+    fn offered(&self) -> Vec<Candidate> {
+        self.agent
+            .local_candidates()
+            .filter_map(|candidate| match candidate.kind() {
+                CandidateKind::PeerReflexive => {
+                    let known =
+                        |(address, _): &&(SocketAddr, SocketAddr)| *address == candidate.addr();
+                    let (address, base) = self.reflexive.iter().find(known)?;
+                    let mut reflexive = Candidate::server_reflexive(*address, *base, "udp").ok()?;
+                    reflexive.set_ufrag(&self.local.username);
+                    Some(reflexive)
+                }
+                _ => Some(candidate),
+            })
+            .collect()
     }
 
     /// Binds the connection to a relay and offers its relayed addresses.
@@ -248,7 +276,7 @@ impl Connection {
 
     /// Signals every local candidate once more.
     pub(super) fn signal_all(&mut self) {
-        self.added = self.agent.local_candidates().collect();
+        self.added = self.offered();
     }
 
     /// Candidate lines to signal: new ones by falling priority, and withdrawn ones.
@@ -307,7 +335,11 @@ impl Connection {
         self.touch(now);
         for line in lines {
             if let Ok(candidate) = Candidate::from_sdp_string(line) {
-                self.agent.invalidate_candidate(&candidate);
+                // The agent would take its own candidate with the same address.
+                let ours = |c: Candidate| c.addr() == candidate.addr();
+                if !self.agent.local_candidates().any(ours) {
+                    self.agent.invalidate_candidate(&candidate);
+                }
             }
         }
     }

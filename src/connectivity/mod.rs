@@ -275,8 +275,8 @@ impl Connectivity {
             .get(&client)
             .and_then(Connection::relayed_peer)
         {
+            // Not that it was heard from: data may go into the void.
             self.relays.note_sent(now, relay, peer);
-            self.relays.note_received(now, relay, peer);
         }
     }
 

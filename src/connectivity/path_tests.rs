@@ -191,7 +191,7 @@ impl World {
                         self.gateway
                             .handle_packet(self.now, sock(GATEWAY), t.destination, &answer);
                     }
-                    for (peer, payload) in forwarded {
+                    for (_, peer, payload) in forwarded {
                         if peer == sock(CLIENT)
                             && let Some(relayed) = self.relayed(n)
                         {

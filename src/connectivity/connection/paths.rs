@@ -302,8 +302,8 @@ impl Connection {
             silent.retain(|local| alive.iter().all(|(l, _)| l != local));
         }
         let gone: Vec<Candidate> = self
-            .agent
-            .local_candidates()
+            .offered()
+            .into_iter()
             .filter(|c| match c.kind() {
                 CandidateKind::Host | CandidateKind::Relayed => silent.contains(&c.addr()),
                 CandidateKind::ServerReflexive => silent
@@ -312,6 +312,9 @@ impl Connection {
                 CandidateKind::PeerReflexive => false,
             })
             .filter(|c| !self.search.withdrawn.contains(c))
+            // Two private networks may number their hosts alike. Clients of today look for a
+            // withdrawn address among their own first, and would give that one up.
+            .filter(|c| self.agent.remote_candidates().all(|r| r.addr() != c.addr()))
             .collect();
         for candidate in gone {
             self.added.retain(|c| *c != candidate);
@@ -366,8 +369,8 @@ impl Connection {
         self.search.offered = Some(now);
         self.search.round = self.search.round.wrapping_add(1);
         let again: Vec<Candidate> = self
-            .agent
-            .local_candidates()
+            .offered()
+            .into_iter()
             .filter(|c| c.kind() != CandidateKind::Relayed || withdrawn.contains(c))
             .collect();
         let agent = &self.agent;

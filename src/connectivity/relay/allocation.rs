@@ -293,7 +293,15 @@ impl Allocation {
         match (transaction.purpose, error) {
             // An error is a sign of life, too: some servers want BINDING signed.
             (Purpose::Binding, _) => self.on_binding(now, local, from, message.mapped()),
-            (_, None) => self.on_success(now, transaction.purpose, &message),
+            (purpose, None) => {
+                // A router that was restarted gives us another address, and the relay sees it when
+                // we allocate anew (RFC 8656 §7.3).
+                if let (Purpose::Allocate(_), Some(mapped)) = (purpose, message.mapped()) {
+                    let mapped = Some(mapped);
+                    self.learn_mapping(from, Mapping { local, mapped });
+                }
+                self.on_success(now, purpose, &message);
+            }
             (_, Some(code @ (401 | 438))) => self.on_challenge(now, &transaction, code, &message),
             (purpose, Some(code)) => self.on_error(now, purpose, code),
         }
@@ -482,12 +490,6 @@ impl Allocation {
     /// Notes that channel data was sent to `peer`; keeps the channel in use and saves keep-alives.
     pub fn note_sent(&mut self, now: Instant, peer: SocketAddr) {
         self.last_data_sent = Some(now);
-        self.channels.note_use_of_peer(now, peer);
-    }
-
-    /// Notes that channel data from `peer` arrived without passing [`Self::decapsulate`].
-    pub fn note_received(&mut self, now: Instant, peer: SocketAddr) {
-        self.last_heard = Some(now);
         self.channels.note_use_of_peer(now, peer);
     }
 

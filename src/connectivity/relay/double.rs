@@ -6,7 +6,11 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytecodec::{DecodeExt, EncodeExt};
+use hmac::{Hmac, Mac as _};
+use sha1::Sha1;
 use stun_codec::rfc5389::attributes::{
     ErrorCode, MessageIntegrity, Nonce, Realm, Software, Username, XorMappedAddress,
 };
@@ -45,14 +49,15 @@ define_attribute_enums!(
     ]
 );
 
-pub(in crate::connectivity) const BINDING: u16 = 0x001;
-pub(in crate::connectivity) const ALLOCATE: u16 = 0x003;
-pub(in crate::connectivity) const REFRESH: u16 = 0x004;
-pub(in crate::connectivity) const CHANNEL_BIND: u16 = 0x009;
+pub(crate) const BINDING: u16 = 0x001;
+pub(crate) const ALLOCATE: u16 = 0x003;
+pub(crate) const REFRESH: u16 = 0x004;
+pub(crate) const CHANNEL_BIND: u16 = 0x009;
+const CREATE_PERMISSION: u16 = 0x008;
 
 /// Where servers differ (data-path spec §3.6, §3.7).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::connectivity) enum Style {
+pub(crate) enum Style {
     /// Never signs 401 and 438. A repeated ALLOCATE with the same transaction id gets the same
     /// answer; another one gets an unsigned 437, before any authentication. A deleted allocation
     /// lingers for a second. (The last two as measured with 4.6.1.)
@@ -64,15 +69,16 @@ pub(in crate::connectivity) enum Style {
 
 /// A request as the server saw it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::connectivity) struct Seen {
-    pub(in crate::connectivity) at: Instant,
-    pub(in crate::connectivity) method: u16,
-    pub(in crate::connectivity) signed: bool,
-    pub(in crate::connectivity) attributes: Vec<u16>,
-    pub(in crate::connectivity) lifetime: Option<u64>,
-    pub(in crate::connectivity) to: SocketAddr,
+pub(crate) struct Seen {
+    pub(crate) at: Instant,
+    pub(crate) method: u16,
+    pub(crate) signed: bool,
+    pub(crate) attributes: Vec<u16>,
+    pub(crate) lifetime: Option<u64>,
+    pub(crate) from: SocketAddr,
+    pub(crate) to: SocketAddr,
     /// The error the server answered, 0 for success.
-    pub(in crate::connectivity) answer: u16,
+    pub(crate) answer: u16,
 }
 
 #[derive(Debug)]
@@ -86,50 +92,56 @@ struct ServerAllocation {
 }
 
 #[derive(Debug)]
-pub(in crate::connectivity) struct TurnServer {
-    pub(in crate::connectivity) style: Style,
-    pub(in crate::connectivity) sockets: Vec<SocketAddr>,
-    pub(in crate::connectivity) relay_ips: Vec<IpAddr>,
-    pub(in crate::connectivity) realm: String,
-    pub(in crate::connectivity) users: HashMap<String, String>,
-    pub(in crate::connectivity) lifetime: u64,
+pub(crate) struct TurnServer {
+    pub(crate) style: Style,
+    pub(crate) sockets: Vec<SocketAddr>,
+    pub(crate) relay_ips: Vec<IpAddr>,
+    pub(crate) realm: String,
+    pub(crate) users: HashMap<String, String>,
+    /// Serves clients of another make, too, and gives permissions where channels would do.
+    pub(crate) serves_others: bool,
+    /// Makes passwords for everybody, as coturn's `use-auth-secret` does.
+    pub(crate) secret: Option<String>,
+    pub(crate) lifetime: u64,
     /// Answers nothing while set.
-    pub(in crate::connectivity) silent: bool,
+    pub(crate) silent: bool,
     /// Pads channel data to four bytes.
-    pub(in crate::connectivity) pads: bool,
+    pub(crate) pads: bool,
     /// Never accepts a nonce.
-    pub(in crate::connectivity) always_stale: bool,
+    pub(crate) always_stale: bool,
     /// Error for ALLOCATE with ADDITIONAL-ADDRESS-FAMILY.
-    pub(in crate::connectivity) refuses_additional: Option<u16>,
+    pub(crate) refuses_additional: Option<u16>,
     /// Errors to answer to the next authenticated requests of a method.
-    pub(in crate::connectivity) errors: VecDeque<(u16, u16)>,
+    pub(crate) errors: VecDeque<(u16, u16)>,
     /// Whether such errors are signed.
-    pub(in crate::connectivity) signs_errors: bool,
+    pub(crate) signs_errors: bool,
     /// Whether success responses are signed.
-    pub(in crate::connectivity) signs_success: bool,
+    pub(crate) signs_success: bool,
     /// Signs with this password instead of the user's.
-    pub(in crate::connectivity) forged_key: Option<String>,
+    pub(crate) forged_key: Option<String>,
     /// Serves anybody without credentials.
-    pub(in crate::connectivity) open: bool,
-    pub(in crate::connectivity) seen: Vec<Seen>,
-    /// What reached peers: peer and payload.
-    pub(in crate::connectivity) forwarded: Vec<(SocketAddr, Vec<u8>)>,
+    pub(crate) open: bool,
+    pub(crate) seen: Vec<Seen>,
+    /// What went to peers: from which relayed address, to whom, and the payload.
+    pub(crate) forwarded: Vec<(SocketAddr, SocketAddr, Vec<u8>)>,
     allocations: HashMap<SocketAddr, ServerAllocation>,
     nonce: u32,
     next_port: u16,
 }
 
-pub(in crate::connectivity) const USER: &str = "2145916800:salt";
-pub(in crate::connectivity) const PASSWORD: &str = "hunter2-hunter2";
+pub(crate) const USER: &str = "2145916800:salt";
+pub(crate) const PASSWORD: &str = "hunter2-hunter2";
 
 impl TurnServer {
-    pub(in crate::connectivity) fn new(style: Style, sockets: &[&str], relay_ips: &[&str]) -> Self {
+    pub(crate) fn new(style: Style, sockets: &[&str], relay_ips: &[&str]) -> Self {
         Self {
             style,
             sockets: sockets.iter().map(|s| s.parse().unwrap()).collect(),
             relay_ips: relay_ips.iter().map(|s| s.parse().unwrap()).collect(),
             realm: "firezone".to_owned(),
             users: HashMap::from([(USER.to_owned(), PASSWORD.to_owned())]),
+            serves_others: false,
+            secret: None,
             lifetime: 600,
             silent: false,
             pads: false,
@@ -149,24 +161,31 @@ impl TurnServer {
     }
 
     /// Loses all state, as a restart does.
-    pub(in crate::connectivity) fn restart(&mut self) {
+    pub(crate) fn restart(&mut self) {
         self.allocations.clear();
         self.nonce += 1000;
     }
 
     /// Makes every nonce handed out so far stale.
-    pub(in crate::connectivity) fn expire_nonces(&mut self) {
+    pub(crate) fn expire_nonces(&mut self) {
         self.nonce += 1;
     }
 
-    pub(in crate::connectivity) fn allocations(&self, now: Instant) -> usize {
+    pub(crate) fn allocations(&self, now: Instant) -> usize {
         self.allocations
             .values()
             .filter(|a| now < a.expires_at)
             .count()
     }
 
-    pub(in crate::connectivity) fn channels(&self) -> Vec<(u16, SocketAddr)> {
+    pub(crate) fn allocations_of(&self, now: Instant, user: &str) -> usize {
+        self.allocations
+            .values()
+            .filter(|a| now < a.expires_at && a.username == user)
+            .count()
+    }
+
+    pub(crate) fn channels(&self) -> Vec<(u16, SocketAddr)> {
         let mut channels: Vec<_> = self
             .allocations
             .values()
@@ -176,17 +195,12 @@ impl TurnServer {
         channels
     }
 
-    pub(in crate::connectivity) fn count(&self, method: u16) -> usize {
+    pub(crate) fn count(&self, method: u16) -> usize {
         self.seen.iter().filter(|s| s.method == method).count()
     }
 
     /// An allocation that somebody left behind on this 5-tuple.
-    pub(in crate::connectivity) fn leave_behind(
-        &mut self,
-        now: Instant,
-        client: SocketAddr,
-        username: &str,
-    ) {
+    pub(crate) fn leave_behind(&mut self, now: Instant, client: SocketAddr, username: &str) {
         let allocation = ServerAllocation {
             username: username.to_owned(),
             transaction: TransactionId::new([0; 12]),
@@ -198,7 +212,7 @@ impl TurnServer {
     }
 
     /// A datagram from `peer` to one of the relayed addresses; answers what goes to which client.
-    pub(in crate::connectivity) fn packet_from(
+    pub(crate) fn packet_from(
         &self,
         now: Instant,
         peer: SocketAddr,
@@ -219,7 +233,39 @@ impl TurnServer {
         })
     }
 
-    pub(in crate::connectivity) fn handle(
+    /// A datagram from `peer` to `relayed`; answers what goes to which client. Only bound channels
+    /// carry anything, as with the stock relay (data-path spec §3.6).
+    pub(crate) fn receive(
+        &self,
+        now: Instant,
+        relayed: SocketAddr,
+        peer: SocketAddr,
+        payload: &[u8],
+    ) -> Option<(SocketAddr, Vec<u8>)> {
+        let (client, allocation) = self
+            .allocations
+            .iter()
+            .find(|(_, a)| now < a.expires_at && a.relayed.contains(&relayed))?;
+        let (number, _) = allocation
+            .channels
+            .iter()
+            .find(|(_, (p, until))| *p == peer && now < *until)?;
+        let mut datagram = number.to_be_bytes().to_vec();
+        datagram.extend_from_slice(&u16::try_from(payload.len()).unwrap().to_be_bytes());
+        datagram.extend_from_slice(payload);
+        Some((*client, datagram))
+    }
+
+    fn password(&self, user: &str) -> Option<String> {
+        if let Some(secret) = &self.secret {
+            let mut mac = Hmac::<Sha1>::new_from_slice(secret.as_bytes()).unwrap();
+            mac.update(user.as_bytes());
+            return Some(STANDARD.encode(mac.finalize().into_bytes()));
+        }
+        self.users.get(user).cloned()
+    }
+
+    pub(crate) fn handle(
         &mut self,
         now: Instant,
         client: SocketAddr,
@@ -252,6 +298,7 @@ impl TurnServer {
             lifetime: request
                 .get_attribute::<Lifetime>()
                 .map(|l| l.lifetime().as_secs()),
+            from: client,
             to,
             answer,
         });
@@ -267,12 +314,12 @@ impl TurnServer {
             // The stock relay derives a password even for users that it does not let in.
             let password = self
                 .forged_key
-                .as_ref()
-                .or(self.users.get(user.name()))
-                .map_or("derived", |p| p);
+                .clone()
+                .or_else(|| self.password(user.name()))
+                .unwrap_or_else(|| "derived".to_owned());
             let realm = Realm::new(self.realm.clone()).unwrap();
             let integrity =
-                MessageIntegrity::new_long_term_credential(&response, user, &realm, password);
+                MessageIntegrity::new_long_term_credential(&response, user, &realm, &password);
             response.add_attribute(integrity.unwrap());
         }
         Some(
@@ -319,6 +366,10 @@ impl TurnServer {
             ALLOCATE => self.allocate(now, client, request),
             REFRESH => self.refresh(now, client, request),
             CHANNEL_BIND => self.channel_bind(now, client, request),
+            CREATE_PERMISSION if self.serves_others => {
+                let known = self.allocations.contains_key(&client);
+                known.then(|| success(request)).ok_or(437)
+            }
             other => panic!("method {other:#x} must not be used"),
         };
         result.unwrap_or_else(|code| error(request, code))
@@ -338,10 +389,10 @@ impl TurnServer {
         if self.always_stale || nonce.value() != self.nonce.to_string() {
             return Err(438);
         }
-        let password = self.users.get(username.name()).ok_or(401u16)?;
+        let password = self.password(username.name()).ok_or(401u16)?;
         if realm.text() != self.realm
             || integrity
-                .check_long_term_credential(username, realm, password)
+                .check_long_term_credential(username, realm, &password)
                 .is_err()
         {
             return Err(401);
@@ -501,7 +552,13 @@ impl TurnServer {
         if let Some((peer, until)) = binding
             && now < *until
         {
-            self.forwarded.push((*peer, datagram[4..].to_vec()));
+            let (peer, payload) = (*peer, datagram[4..].to_vec());
+            let relayed = self.allocations[&client]
+                .relayed
+                .iter()
+                .find(|relayed| relayed.is_ipv4() == peer.is_ipv4());
+            self.forwarded
+                .extend(relayed.map(|relayed| (*relayed, peer, payload)));
         }
     }
 }
@@ -536,7 +593,7 @@ fn attribute_types(datagram: &[u8]) -> Vec<u16> {
 }
 
 /// The method of a STUN datagram, for filters.
-pub(in crate::connectivity) fn method_of(datagram: &[u8]) -> Option<u16> {
+pub(crate) fn method_of(datagram: &[u8]) -> Option<u16> {
     if datagram[0] & 0xC0 != 0 {
         return None;
     }
@@ -548,7 +605,7 @@ pub(in crate::connectivity) fn method_of(datagram: &[u8]) -> Option<u16> {
 }
 
 /// What the virtual network drives.
-pub(in crate::connectivity) trait Machine {
+pub(crate) trait Machine {
     fn packet(&mut self, now: Instant, local: SocketAddr, from: SocketAddr, datagram: &[u8]);
     fn timeout(&mut self, now: Instant);
     fn next_timeout(&self) -> Option<Instant>;
@@ -557,7 +614,7 @@ pub(in crate::connectivity) trait Machine {
 
 /// What the network does with a datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::connectivity) enum Fate {
+pub(crate) enum Fate {
     Deliver,
     Lose,
     /// Deliver this much later than usual.
@@ -574,25 +631,25 @@ enum Hop {
 type Filter = Box<dyn FnMut(bool, &[u8]) -> Fate>;
 
 /// Virtual time, one client with one socket per family, some servers.
-pub(in crate::connectivity) struct World<M> {
-    pub(in crate::connectivity) now: Instant,
-    pub(in crate::connectivity) machine: M,
-    pub(in crate::connectivity) servers: Vec<TurnServer>,
+pub(crate) struct World<M> {
+    pub(crate) now: Instant,
+    pub(crate) machine: M,
+    pub(crate) servers: Vec<TurnServer>,
     /// One-way delay to and from a server.
-    pub(in crate::connectivity) delay_to: Box<dyn Fn(SocketAddr) -> Duration>,
+    pub(crate) delay_to: Box<dyn Fn(SocketAddr) -> Duration>,
     /// The client's IPv4 address as servers see it.
-    pub(in crate::connectivity) nat_v4: SocketAddr,
-    pub(in crate::connectivity) filter: Filter,
+    pub(crate) nat_v4: SocketAddr,
+    pub(crate) filter: Filter,
     queue: BTreeMap<(Instant, u64), Hop>,
     sequence: u64,
 }
 
-pub(in crate::connectivity) const LOCAL_V4: &str = "10.0.0.2:52625";
-pub(in crate::connectivity) const LOCAL_V6: &str = "[2001:db8:1::2]:52625";
-pub(in crate::connectivity) const NAT_V4: &str = "203.0.113.77:41000";
+pub(crate) const LOCAL_V4: &str = "10.0.0.2:52625";
+pub(crate) const LOCAL_V6: &str = "[2001:db8:1::2]:52625";
+pub(crate) const NAT_V4: &str = "203.0.113.77:41000";
 
 impl<M: Machine> World<M> {
-    pub(in crate::connectivity) fn new(now: Instant, machine: M, servers: Vec<TurnServer>) -> Self {
+    pub(crate) fn new(now: Instant, machine: M, servers: Vec<TurnServer>) -> Self {
         Self {
             now,
             machine,
@@ -630,17 +687,17 @@ impl<M: Machine> World<M> {
     }
 
     /// Sends a raw datagram from the client, as the data path would.
-    pub(in crate::connectivity) fn send_raw(&mut self, to: SocketAddr, datagram: Vec<u8>) {
+    pub(crate) fn send_raw(&mut self, to: SocketAddr, datagram: Vec<u8>) {
         self.enqueue(Hop::ToServer { to, datagram });
     }
 
     /// Delivers a raw datagram to the client.
-    pub(in crate::connectivity) fn receive_raw(&mut self, from: SocketAddr, datagram: Vec<u8>) {
+    pub(crate) fn receive_raw(&mut self, from: SocketAddr, datagram: Vec<u8>) {
         self.enqueue(Hop::ToClient { from, datagram });
     }
 
     /// Lets time pass; every packet and timer happens at its moment.
-    pub(in crate::connectivity) fn run(&mut self, duration: Duration) {
+    pub(crate) fn run(&mut self, duration: Duration) {
         let end = self.now + duration;
         let mut steps = 0;
         loop {
@@ -670,11 +727,11 @@ impl<M: Machine> World<M> {
     }
 
     /// Live allocations of a server.
-    pub(in crate::connectivity) fn allocations(&self, server: usize) -> usize {
+    pub(crate) fn allocations(&self, server: usize) -> usize {
         self.servers[server].allocations(self.now)
     }
 
-    pub(in crate::connectivity) fn run_secs(&mut self, seconds: u64) {
+    pub(crate) fn run_secs(&mut self, seconds: u64) {
         self.run(Duration::from_secs(seconds));
     }
 

@@ -21,7 +21,7 @@ mod transactions;
 #[cfg(test)]
 mod allocation_tests;
 #[cfg(test)]
-pub(super) mod double;
+pub(crate) mod double;
 #[cfg(test)]
 mod set_tests;
 #[cfg(test)]

@@ -433,13 +433,6 @@ impl RelaySet {
         }
     }
 
-    /// See [`Allocation::note_received`].
-    pub fn note_received(&mut self, now: Instant, relay: RelayId, peer: SocketAddr) {
-        if let Some(relay) = self.relays.get_mut(&relay) {
-            relay.allocation.note_received(now, peer);
-        }
-    }
-
     /// All local candidates: host and server-reflexive ones of any relay, relayed ones of those
     /// that may be used.
     pub fn local_candidates(&self) -> impl Iterator<Item = Gathered> + '_ {

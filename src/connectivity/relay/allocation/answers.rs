@@ -30,12 +30,7 @@ impl Allocation {
         mapped: Option<SocketAddr>,
     ) {
         let mapping = Mapping { local, mapped };
-        let known = &mut self.mappings[family_index(from)];
-        let previous = known.replace(mapping);
-        if previous != Some(mapping) {
-            self.events
-                .push_back(AllocationEvent::Mapped { local, mapped });
-        }
+        let previous = self.learn_mapping(from, mapping);
         match &mut self.state {
             State::Probing => {
                 self.active = Some(from);
@@ -56,6 +51,17 @@ impl Allocation {
             }
             _ => {}
         }
+    }
+
+    /// Takes what the relay says about our address; answers what was known before.
+    pub(super) fn learn_mapping(&mut self, from: SocketAddr, mapping: Mapping) -> Option<Mapping> {
+        let previous = self.mappings[family_index(from)].replace(mapping);
+        if previous != Some(mapping) {
+            let Mapping { local, mapped } = mapping;
+            self.events
+                .push_back(AllocationEvent::Mapped { local, mapped });
+        }
+        previous
     }
 
     pub(super) fn on_success(&mut self, now: Instant, purpose: Purpose, message: &Incoming) {
