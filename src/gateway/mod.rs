@@ -6,6 +6,8 @@
 pub mod core;
 mod host_setup;
 pub mod outbox;
+#[cfg(test)]
+mod simulation;
 mod slow_path;
 pub mod snapshot;
 pub mod story;
