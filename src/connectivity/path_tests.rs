@@ -654,6 +654,29 @@ fn a_path_that_dies_and_is_found_again_is_told_so() {
 }
 
 #[test]
+fn what_the_client_nominates_after_a_death_is_told_as_its_choice() {
+    let mut w = World::with(1, false, true);
+    // As if the client preferred its relay: what we turn to by ourselves is not what it chooses.
+    let relayed = Candidate::relayed(sock(CLIENT_RELAYED), sock(CLIENT), "udp").unwrap();
+    let line = relayed.to_sdp_string();
+    let higher = line.replace(
+        &relayed.prio().to_string(),
+        &(relayed.prio() + 10).to_string(),
+    );
+    assert_ne!(line, higher);
+    w.gateway.invalidate_remote_candidates(w.now, id(), &[line]);
+    w.gateway.add_remote_candidates(w.now, id(), &[higher]);
+    w.run(5.0);
+    let reasons = reasons_since(&mut w, |w| {
+        w.direct_loss = 1.0;
+        w.run(8.0);
+    });
+    let kinds: Vec<_> = w.paths.iter().map(|(_, kind)| *kind).collect();
+    assert_eq!(kinds, [PathKind::RelayRemote, PathKind::RelayLocal]);
+    assert_eq!(reasons, [PathReason::Dead, PathReason::Nominated]);
+}
+
+#[test]
 fn a_long_hiccup_that_the_client_is_not_told_of_ends_in_a_return() {
     let mut w = World::new();
     w.portal = false;

@@ -312,10 +312,13 @@ impl SlowPath {
         let mut beat = interval(PUBLISH);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let deadline = self
+            let mut deadline = self
                 .core
                 .poll_timeout()
                 .map_or_else(|| Instant::now() + PUBLISH, |(at, _)| at);
+            if !self.asked.is_empty() {
+                deadline = deadline.min(self.answer_from);
+            }
             tokio::select! {
                 asked = signals.next() => match asked {
                     Asked::Stop => return ExitStatus::Ok,
@@ -337,10 +340,7 @@ impl SlowPath {
                 Some(found) = self.checks.1.recv() => {
                     (self.checking, self.around.host) = (false, found);
                 }
-                Some(question) = self.questions.recv() => {
-                    self.asked.push(question);
-                    self.answer();
-                }
+                Some(question) = self.questions.recv() => self.asked.push(question),
                 () = sleep_until(deadline.into()) => {}
                 _ = beat.tick() => self.beat(),
             }
@@ -349,6 +349,7 @@ impl SlowPath {
                 self.core.handle_timeout(now);
             }
             self.carry_out();
+            self.answer();
         }
     }
 
@@ -494,10 +495,9 @@ impl SlowPath {
         }
         self.core.note_wall(now, SystemTime::now());
         self.publish();
-        self.answer();
     }
 
-    /// One complete document for all who wait; those that have to wait longer get it at a beat.
+    /// One complete document for all who wait, if it is time.
     fn answer(&mut self) {
         let begin = Instant::now();
         if self.asked.is_empty() || begin < self.answer_from {

@@ -112,6 +112,11 @@ impl Pairs {
         self.pairs.iter().find(|p| p.ends == ends)?.answered
     }
 
+    /// Whether the client permits the pair.
+    pub(super) fn is_nominated(&self, ends: Ends) -> bool {
+        self.pairs.iter().any(|p| p.ends == ends && p.nominated)
+    }
+
     /// Whether the pair was answered within the limit.
     pub(super) fn is_alive(&self, now: Instant, ends: Ends, limit: Duration) -> bool {
         self.pairs

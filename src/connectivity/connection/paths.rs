@@ -288,10 +288,16 @@ impl Connection {
         if is_silent {
             return PathReason::Dead;
         }
-        // Both live. If the client did not choose just now, it was our choice that ended.
-        let is_back = !is_nominated || self.was_nominated == self.nominated;
-        let is_better = self.priority(new) > self.priority(old);
-        if is_back || (self.search.sought && is_better) {
+        // Both live: the client chose, or something is back.
+        let is_back = if is_nominated {
+            // The client did not choose just now, so it was our own choice that ended.
+            self.was_nominated == self.nominated
+                || (self.search.sought && self.priority(new) > self.priority(old))
+        } else {
+            // What the agent holds on to is dead. The client may have chosen one of the others.
+            !self.pairs.is_nominated(new) || self.pairs.is_nominated(old)
+        };
+        if is_back {
             PathReason::Returned
         } else {
             PathReason::Nominated
