@@ -270,7 +270,9 @@ fn relays(relays: &[RelayStatus], now: f64) -> Outcome {
         .map(|relay| {
             let name = relay.addresses.first().unwrap_or(&relay.id);
             let since = duration(now - relay.since);
-            match &relay.last_error {
+            // What was overcome before is no reason.
+            let of_now = |_: &&String| relay.last_error_at.is_none_or(|at| at >= relay.since);
+            match relay.last_error.as_ref().filter(of_now) {
                 Some(error) => format!("{name} {} for {since}: {error}", relay.state),
                 None => format!("{name} {} for {since}", relay.state),
             }

@@ -1,5 +1,7 @@
 //! Admin server: health in three questions, the status document, and the sub-commands that ask for
-//! them. It only reads snapshots, so that it can neither block nor slow the gateway.
+//! them. It reads snapshots, so that it cannot block the gateway. What is too much for each
+//! snapshot it asks the slow path for, which answers when it has time and no more often than it
+//! can bear.
 
 pub mod client;
 mod health;
@@ -24,7 +26,7 @@ use std::{
 
 use tokio::{
     net::TcpListener,
-    sync::{Notify, watch},
+    sync::{Notify, mpsc, oneshot, watch},
 };
 
 pub use self::{
@@ -38,6 +40,12 @@ use crate::config::Probe;
 
 /// How long requests under way may take once the server is to end.
 const LINGER: Duration = Duration::from_secs(2);
+
+/// How long the slow path may take for a complete document. The sub-command waits for 2 s.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Somebody wants a complete status document.
+pub type Question = oneshot::Sender<Arc<Status>>;
 
 /// Set once when a shutdown begins; readiness fails from then on, liveness does not.
 #[derive(Debug, Clone, Default)]
@@ -59,6 +67,7 @@ impl Drain {
 #[derive(Debug, Clone)]
 pub struct AdminState {
     status: watch::Receiver<Arc<Status>>,
+    questions: Option<mpsc::Sender<Question>>,
     liveness: Liveness,
     drain: Drain,
     tracker: Arc<Mutex<Tracker>>,
@@ -69,15 +78,46 @@ impl AdminState {
     pub fn new(status: watch::Receiver<Arc<Status>>, liveness: Liveness, drain: Drain) -> Self {
         Self {
             status,
+            questions: None,
             liveness,
             drain,
             tracker: Arc::default(),
         }
     }
 
+    /// With somebody to ask for complete documents.
+    #[must_use]
+    pub fn asking(mut self, questions: mpsc::Sender<Question>) -> Self {
+        self.questions = Some(questions);
+        self
+    }
+
     /// The latest status. The drain flag is ahead of what was published.
     pub fn status(&self) -> Arc<Status> {
-        let status = Arc::clone(&self.status.borrow());
+        self.with_drain(Arc::clone(&self.status.borrow()))
+    }
+
+    /// A complete status, or the latest one if that is not to be had within a second.
+    pub async fn complete_status(&self) -> Arc<Status> {
+        let latest = self.status();
+        // While it shuts down, the slow path has other things to do.
+        if latest.complete || latest.draining {
+            return latest;
+        }
+        let Some(questions) = &self.questions else {
+            return latest;
+        };
+        let (question, answer) = oneshot::channel();
+        if questions.try_send(question).is_err() {
+            return latest;
+        }
+        match tokio::time::timeout(PATIENCE, answer).await {
+            Ok(Ok(status)) => self.with_drain(status),
+            Ok(Err(_)) | Err(_) => self.status(),
+        }
+    }
+
+    fn with_drain(&self, status: Arc<Status>) -> Arc<Status> {
         if self.drain.is_draining() && !status.draining {
             Arc::new(Status {
                 draining: true,

@@ -3,8 +3,11 @@
 //! seconds, so that the document means the same wherever it is read.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
+
+use crate::datapath::peers::PathKind;
 
 /// Version of the document's layout; raised when a field changes meaning or disappears.
 pub const SCHEMA: u32 = 1;
@@ -30,6 +33,11 @@ pub struct Status {
     pub relays: Vec<RelayStatus>,
     /// Clients with at least one grant or a connection.
     pub clients: Vec<ClientStatus>,
+    /// Whether the clients' candidates and pairs are in it, as far as there are any. They are
+    /// collected when somebody asks; if the gateway has no time for it, what it published last is
+    /// given out without them.
+    #[serde(default)]
+    pub complete: bool,
     /// The TUN device.
     pub device: DeviceStatus,
     /// What the preflight found on the host.
@@ -133,20 +141,39 @@ pub struct RelayStatus {
     pub id: String,
     /// Addresses of the relay.
     pub addresses: Vec<String>,
-    /// `probing`, `allocating`, `allocated`, `failed`, …
+    /// `probing`, `allocating`, `allocated`, `failed`, `withdrawn`, `released`.
     pub state: String,
-    /// Since when.
+    /// Since when (Unix seconds).
     pub since: f64,
     /// Relayed transport addresses.
     pub relayed: Vec<String>,
+    /// When the present allocation was made (Unix seconds); `None` without one.
+    #[serde(default)]
+    pub allocated_at: Option<f64>,
+    /// When the present allocation ends unless it is refreshed before (Unix seconds), which
+    /// happens after half its lifetime; `None` without one.
+    #[serde(default)]
+    pub allocation_expires_at: Option<f64>,
+    /// Allocations made here since the portal named the relay; all but the present one were lost
+    /// or replaced. New credentials, another address or another id for the same socket go on
+    /// counting.
+    #[serde(default)]
+    pub allocations: u64,
+    /// How often the portal withdrew the relay and changed its mind in time; counted as
+    /// `allocations` are.
+    #[serde(default)]
+    pub flaps: u64,
     /// Smoothed round trip time in seconds.
     pub rtt: Option<f64>,
-    /// When the credentials end.
+    /// When the credentials end (Unix seconds).
     pub credentials_expire_at: Option<f64>,
     /// Bound channels.
     pub channels: usize,
-    /// The last failure.
+    /// The last failure, kept after recovery.
     pub last_error: Option<String>,
+    /// When it was (Unix seconds).
+    #[serde(default)]
+    pub last_error_at: Option<f64>,
 }
 
 /// State of one client.
@@ -160,16 +187,40 @@ pub struct ClientStatus {
     pub connection: String,
     /// `direct`, `relay_local`, `relay_remote`, `relay_both`; `None` without a nominated pair.
     pub path: Option<String>,
-    /// Since when it is this path.
+    /// Since when it is this path (Unix seconds).
     #[serde(default)]
     pub path_since: Option<f64>,
     /// How often the path changed.
     #[serde(default)]
     pub path_changes: u64,
+    /// The last changes of the path, oldest first, the first nomination included; of the present
+    /// connection only.
+    #[serde(default)]
+    pub path_history: Vec<PathChange>,
     /// Our end of the path.
     pub local: Option<String>,
     /// The client's end of the path.
     pub remote: Option<String>,
+    /// How many candidate pairs there are.
+    #[serde(default)]
+    pub pair_count: usize,
+    /// The candidate pairs (RFC 8445 §6.1.2), at most 20 of them, best first: the one in use,
+    /// those that the client nominated, those that answer, the others by priority. Empty unless
+    /// the document is [`Status::complete`].
+    #[serde(default)]
+    pub pairs: Vec<PairStatus>,
+    /// How many candidates we have for this client.
+    #[serde(default)]
+    pub local_candidate_count: usize,
+    /// Our candidates by priority, at most 20; see `pairs`.
+    #[serde(default)]
+    pub local_candidates: Vec<CandidateStatus>,
+    /// How many candidates the client has.
+    #[serde(default)]
+    pub remote_candidate_count: usize,
+    /// The client's candidates by priority, at most 20; see `pairs`.
+    #[serde(default)]
+    pub remote_candidates: Vec<CandidateStatus>,
     /// When the last WireGuard handshake completed.
     pub last_handshake_at: Option<f64>,
     /// Bytes of inner packets received from the client.
@@ -178,6 +229,100 @@ pub struct ClientStatus {
     pub tx_bytes: u64,
     /// What the client may reach.
     pub grants: Vec<GrantStatus>,
+}
+
+/// A change of a client's path.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct PathChange {
+    /// When (Unix seconds).
+    pub at: f64,
+    /// What kind of path it was; `None` without one.
+    pub from: Option<PathKind>,
+    /// What kind of path it became; `None` without one. The same kind as before when traffic went
+    /// to another pair of that kind.
+    pub to: Option<PathKind>,
+    /// Why.
+    pub reason: PathReason,
+}
+
+/// Why a client's path changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PathReason {
+    /// The client, which is the controlling agent, nominated the pair: its first one, or another
+    /// one while the former still worked.
+    Nominated,
+    /// Checks of the former pair were not answered any more, and another pair lives.
+    Dead,
+    /// What had been left works again, a search found a better pair, or any pair works after none
+    /// did.
+    Returned,
+    /// Our relay does not carry the former pair any more: its allocation or channel is gone.
+    RelayLost,
+    /// The client withdrew the candidate at its end of the former pair.
+    Withdrawn,
+    /// No pair works.
+    Disconnected,
+    /// The pair is the same, but its far end turned out to be the client's relay, or our relay
+    /// gave it another channel.
+    Updated,
+}
+
+impl PathReason {
+    /// The name used in status and logs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Nominated => "nominated",
+            Self::Dead => "dead",
+            Self::Returned => "returned",
+            Self::RelayLost => "relay_lost",
+            Self::Withdrawn => "withdrawn",
+            Self::Disconnected => "disconnected",
+            Self::Updated => "updated",
+        }
+    }
+}
+
+/// Kinds of candidates (RFC 8445 §5.1.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CandidateKind {
+    /// An address of an interface.
+    Host,
+    /// What a STUN server or relay sees the agent at: its address outside a NAT.
+    ServerReflexive,
+    /// An address that was not signalled but seen in a check.
+    PeerReflexive,
+    /// An address that a relay lends.
+    Relayed,
+}
+
+/// A candidate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CandidateStatus {
+    /// Its kind.
+    pub kind: CandidateKind,
+    /// Its transport address.
+    pub address: SocketAddr,
+}
+
+/// A candidate pair.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct PairStatus {
+    /// Our end: a host or relayed address; others are reached through these.
+    pub local: SocketAddr,
+    /// Kind of our end; `None` once the candidate is gone.
+    pub local_kind: Option<CandidateKind>,
+    /// The client's end.
+    pub remote: SocketAddr,
+    /// Kind of the client's end; `None` once the candidate is withdrawn.
+    pub remote_kind: Option<CandidateKind>,
+    /// When the client last answered a check of ours (Unix seconds); `None` never.
+    pub answered_at: Option<f64>,
+    /// Whether the client nominated it (USE-CANDIDATE, RFC 8445 §8). It may nominate several.
+    pub nominated: bool,
+    /// Whether traffic to the client is sent on it.
+    pub in_use: bool,
 }
 
 /// One grant of a client.

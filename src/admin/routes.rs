@@ -68,7 +68,7 @@ async fn unknown() -> Response {
 }
 
 async fn status(State(state): State<AdminState>) -> Response {
-    Json(&*state.status()).into_response()
+    Json(&*state.complete_status().await).into_response()
 }
 
 type Parameters = Query<Vec<(String, String)>>;

@@ -6,6 +6,9 @@ use super::model::{
     ClientStatus, DeviceStatus, HostFinding, PortalState, PortalStatus, RelayStatus, Status,
 };
 
+/// What notes are broken at, so that with their indent they stay within 100 columns.
+const WIDTH: usize = 94;
+
 /// Colours of a terminal (ECMA-48 SGR).
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Paint {
@@ -42,6 +45,12 @@ impl From<&str> for Cell {
     fn from(text: &str) -> Self {
         Self(text.to_owned(), Paint::Plain)
     }
+}
+
+/// A line of a table, and what is too long for a column of it.
+struct Row {
+    cells: Vec<Cell>,
+    notes: Vec<String>,
 }
 
 /// Renders `status` as seen at `now` (Unix seconds).
@@ -88,28 +97,34 @@ impl Page {
         duration(self.now - at)
     }
 
-    fn rows(&mut self, heading: &[&str], rows: Vec<Vec<Cell>>) {
-        let heading: Vec<Cell> = heading
-            .iter()
-            .map(|text| Cell((*text).to_owned(), Paint::Bold))
-            .collect();
-        let mut widths: Vec<usize> = vec![0; heading.len()];
+    fn rows(&mut self, heading: &[&str], rows: Vec<Row>) {
+        let heading = Row {
+            cells: heading
+                .iter()
+                .map(|text| Cell((*text).to_owned(), Paint::Bold))
+                .collect(),
+            notes: Vec::new(),
+        };
+        let mut widths: Vec<usize> = vec![0; heading.cells.len()];
         let mut rows = std::iter::once(heading).chain(rows).collect::<Vec<_>>();
         for row in &mut rows {
-            for (cell, width) in row.iter_mut().zip(&mut widths) {
+            for (cell, width) in row.cells.iter_mut().zip(&mut widths) {
                 cell.0 = printable(&cell.0);
                 *width = (*width).max(cell.0.chars().count());
             }
         }
         for row in rows {
             let mut line = String::from("  ");
-            for (Cell(text, paint), width) in row.iter().zip(&widths) {
+            for (Cell(text, paint), width) in row.cells.iter().zip(&widths) {
                 line.push_str(&self.paint(*paint, text));
                 for _ in text.chars().count()..width + 2 {
                     line.push(' ');
                 }
             }
             self.line(line);
+            for note in row.notes {
+                self.line(format!("    {}", printable(&note)));
+            }
         }
     }
 
@@ -183,41 +198,70 @@ impl Page {
             self.line("  none offered by the portal");
             return;
         }
-        let rows = relays
-            .iter()
-            .map(|relay| {
-                let paint = match relay.state.as_str() {
-                    "allocated" => Paint::Good,
-                    "failed" => Paint::Bad,
-                    _ => Paint::Odd,
-                };
-                vec![
-                    Cell(relay.state.clone(), paint),
-                    self.since(relay.since).into(),
-                    list(&relay.addresses).into(),
-                    list(&relay.relayed).into(),
-                    match relay.rtt {
-                        Some(rtt) => format!("{:.0} ms", rtt * 1000.0),
-                        None => "-".to_owned(),
-                    }
-                    .into(),
-                    relay.channels.to_string().into(),
-                    relay.last_error.as_deref().unwrap_or("-").into(),
-                ]
-            })
-            .collect();
+        let rows = relays.iter().map(|relay| self.relay(relay)).collect();
         self.rows(
             &[
                 "STATE",
                 "SINCE",
                 "ADDRESS",
-                "RELAYED",
                 "RTT",
+                "ALLOCATED",
+                "MADE",
+                "FLAPS",
+                "CREDENTIALS",
                 "CHANNELS",
-                "LAST ERROR",
             ],
             rows,
         );
+    }
+
+    fn relay(&self, relay: &RelayStatus) -> Row {
+        let paint = match relay.state.as_str() {
+            "allocated" => Paint::Good,
+            "failed" => Paint::Bad,
+            _ => Paint::Odd,
+        };
+        let absent = || "-".to_owned();
+        let credentials = match relay.credentials_expire_at {
+            Some(at) if at <= self.now => Cell("expired".to_owned(), Paint::Bad),
+            Some(at) => format!("{} left", duration(at - self.now)).into(),
+            None => absent().into(),
+        };
+        let cells = vec![
+            Cell(relay.state.clone(), paint),
+            self.since(relay.since).into(),
+            relay
+                .addresses
+                .first()
+                .cloned()
+                .unwrap_or_else(absent)
+                .into(),
+            match relay.rtt {
+                Some(rtt) => format!("{:.0} ms", rtt * 1000.0),
+                None => absent(),
+            }
+            .into(),
+            relay
+                .allocated_at
+                .map_or_else(absent, |at| self.since(at))
+                .into(),
+            relay.allocations.to_string().into(),
+            relay.flaps.to_string().into(),
+            credentials,
+            relay.channels.to_string().into(),
+        ];
+        let mut notes = Vec::new();
+        if let Some(others) = relay.addresses.get(1..) {
+            notes.extend(wrapped("also", others));
+        }
+        notes.extend(wrapped("lends", &relay.relayed));
+        if let Some(error) = &relay.last_error {
+            notes.push(match relay.last_error_at {
+                Some(at) => format!("last error {} ago: {error}", self.since(at)),
+                None => format!("last error: {error}"),
+            });
+        }
+        Row { cells, notes }
     }
 
     fn clients(&mut self, clients: &[ClientStatus]) {
@@ -225,51 +269,73 @@ impl Page {
         if clients.is_empty() {
             return;
         }
-        let rows = clients
-            .iter()
-            .map(|client| {
-                let paint = match client.connection.as_str() {
-                    "connected" => Paint::Good,
-                    "failed" => Paint::Bad,
-                    _ => Paint::Odd,
-                };
-                let grants: Vec<String> = client
-                    .grants
-                    .iter()
-                    .map(|grant| match grant.expires_at {
-                        Some(at) => format!("{} ({} left)", grant.name, duration(at - self.now)),
-                        None => grant.name.clone(),
-                    })
-                    .collect();
-                vec![
-                    client.id.clone().into(),
-                    list(&client.addresses).into(),
-                    Cell(client.connection.clone(), paint),
-                    client.path.as_deref().unwrap_or("-").into(),
-                    match client.last_handshake_at {
-                        Some(at) => format!("{} ago", self.since(at)),
-                        None => "-".to_owned(),
-                    }
-                    .into(),
-                    bytes(client.rx_bytes).into(),
-                    bytes(client.tx_bytes).into(),
-                    list(&grants).into(),
-                ]
-            })
-            .collect();
+        let rows = clients.iter().map(|client| self.client(client)).collect();
         self.rows(
             &[
                 "CLIENT",
-                "ADDRESS",
                 "CONNECTION",
                 "PATH",
                 "HANDSHAKE",
                 "RECEIVED",
                 "SENT",
-                "MAY REACH",
             ],
             rows,
         );
+    }
+
+    fn client(&self, client: &ClientStatus) -> Row {
+        let paint = match client.connection.as_str() {
+            "connected" => Paint::Good,
+            "failed" | "disconnected" => Paint::Bad,
+            _ => Paint::Odd,
+        };
+        let cells = vec![
+            client.id.clone().into(),
+            Cell(client.connection.clone(), paint),
+            client.path.as_deref().unwrap_or("-").into(),
+            match client.last_handshake_at {
+                Some(at) => format!("{} ago", self.since(at)),
+                None => "-".to_owned(),
+            }
+            .into(),
+            bytes(client.rx_bytes).into(),
+            bytes(client.tx_bytes).into(),
+        ];
+        let mut notes: Vec<String> = self.path(client).into_iter().collect();
+        notes.extend(wrapped("at", &client.addresses));
+        let grants: Vec<String> = client
+            .grants
+            .iter()
+            .map(|grant| match grant.expires_at {
+                Some(at) => format!("{} ({} left)", grant.name, duration(at - self.now)),
+                None => grant.name.clone(),
+            })
+            .collect();
+        notes.extend(wrapped("may reach", &grants));
+        Row { cells, notes }
+    }
+
+    /// The path and its last change, such as `direct for 5s after relay_local (returned), 2 changes`.
+    fn path(&self, client: &ClientStatus) -> Option<String> {
+        let since = client.path_since?;
+        let mut text = format!(
+            "{} for {}",
+            client.path.as_deref().unwrap_or("no path"),
+            self.since(since)
+        );
+        // Writing to a string does not fail.
+        if let Some(last) = client.path_history.last() {
+            let _ = match last.from {
+                Some(from) => write!(text, " after {} ({})", from.as_str(), last.reason.as_str()),
+                None => write!(text, " ({})", last.reason.as_str()),
+            };
+        }
+        let _ = match client.path_changes {
+            0 => Ok(()),
+            1 => write!(text, ", 1 change"),
+            changes => write!(text, ", {changes} changes"),
+        };
+        Some(text)
     }
 
     fn device(&mut self, device: &DeviceStatus) {
@@ -337,6 +403,28 @@ fn list(items: &[String]) -> String {
     }
 }
 
+/// A list in as many lines as it takes to stay within [`WIDTH`]; none for an empty one.
+fn wrapped(lead: &str, items: &[String]) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut line = lead.to_owned();
+    let mut is_empty = true;
+    for (number, item) in (1..).zip(items) {
+        let comma = if number < items.len() { "," } else { "" };
+        if !is_empty && line.chars().count() + 1 + item.chars().count() + comma.len() > WIDTH {
+            lines.push(line);
+            line = " ".repeat(lead.chars().count());
+        }
+        line.push(' ');
+        line.push_str(item);
+        line.push_str(comma);
+        is_empty = false;
+    }
+    if !is_empty {
+        lines.push(line);
+    }
+    lines
+}
+
 /// Names come from the portal and errors from anywhere; none of them may steer the terminal.
 pub(super) fn printable(text: &str) -> String {
     text.replace(char::is_control, "?")
@@ -374,8 +462,9 @@ fn bytes(count: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::model::{BackoffStatus, GrantStatus, PortalError};
+    use super::super::model::{BackoffStatus, GrantStatus, PathChange, PathReason, PortalError};
     use super::*;
+    use crate::datapath::peers::PathKind;
 
     const NOW: f64 = 1_000_000.0;
 
@@ -407,19 +496,41 @@ mod tests {
             },
             relays: vec![RelayStatus {
                 id: "r1".into(),
-                addresses: strings(&["192.0.2.4:3478"]),
+                addresses: strings(&["192.0.2.4:3478", "[2001:db8::4]:3478"]),
                 state: "allocated".into(),
                 since: NOW - 700.0,
-                relayed: strings(&["192.0.2.4:50000"]),
+                relayed: strings(&["192.0.2.4:50000", "[2001:db8::4]:50000"]),
+                allocated_at: Some(NOW - 700.0),
+                allocation_expires_at: Some(NOW + 400.0),
+                allocations: 2,
+                flaps: 3,
                 rtt: Some(0.0234),
+                credentials_expire_at: Some(NOW + 82_860.0),
                 channels: 1,
-                ..RelayStatus::default()
+                last_error: Some("the relay does not answer".into()),
+                last_error_at: Some(NOW - 710.0),
             }],
             clients: vec![ClientStatus {
-                id: "c1".into(),
-                addresses: strings(&["100.64.0.2"]),
+                id: "0198b8f2-4b5c-7d6e-8f90-a1b2c3d4e5f6".into(),
+                addresses: strings(&["100.64.0.2", "fd00:2021:1111::2"]),
                 connection: "connected".into(),
                 path: Some("direct".into()),
+                path_since: Some(NOW - 65.0),
+                path_changes: 2,
+                path_history: vec![
+                    PathChange {
+                        at: NOW - 80.0,
+                        from: Some(PathKind::Direct),
+                        to: Some(PathKind::RelayLocal),
+                        reason: PathReason::Dead,
+                    },
+                    PathChange {
+                        at: NOW - 65.0,
+                        from: Some(PathKind::RelayLocal),
+                        to: Some(PathKind::Direct),
+                        reason: PathReason::Returned,
+                    },
+                ],
                 last_handshake_at: Some(NOW - 61.0),
                 rx_bytes: 1536,
                 tx_bytes: 12,
@@ -459,12 +570,18 @@ Portal
   last error 12m 10s ago: tcp_connect: connection refused
 
 Relays
-  STATE      SINCE    ADDRESS         RELAYED          RTT    CHANNELS  LAST ERROR
-  allocated  11m 40s  192.0.2.4:3478  192.0.2.4:50000  23 ms  1         -
+  STATE      SINCE    ADDRESS         RTT    ALLOCATED  MADE  FLAPS  CREDENTIALS  CHANNELS
+  allocated  11m 40s  192.0.2.4:3478  23 ms  11m 40s    2     3      23h 1m left  1
+    also [2001:db8::4]:3478
+    lends 192.0.2.4:50000, [2001:db8::4]:50000
+    last error 11m 50s ago: the relay does not answer
 
 Clients: 1
-  CLIENT  ADDRESS     CONNECTION  PATH    HANDSHAKE   RECEIVED  SENT  MAY REACH
-  c1      100.64.0.2  connected   direct  1m 1s ago   1.5 KiB   12 B  wiki (1h 0m left)
+  CLIENT                                CONNECTION  PATH    HANDSHAKE  RECEIVED  SENT
+  0198b8f2-4b5c-7d6e-8f90-a1b2c3d4e5f6  connected   direct  1m 1s ago  1.5 KiB   12 B
+    direct for 1m 5s after relay_local (returned), 2 changes
+    at 100.64.0.2, fd00:2021:1111::2
+    may reach wiki (1h 0m left)
 
 Device
   tun-firezone up
@@ -474,12 +591,7 @@ Device
   workers 2
 ";
         let rendered = render(&healthy(), NOW, false);
-        let squeeze = |text: &str| {
-            text.lines()
-                .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(squeeze(&rendered), squeeze(expected), "\n{rendered}");
+        assert_eq!(rendered, expected, "\n{rendered}");
         let column = |line: &str, word: &str| line.find(word);
         let lines: Vec<&str> = rendered.lines().collect();
         let heading = lines.iter().position(|l| l.contains("CLIENT")).unwrap_or(0);
@@ -488,6 +600,117 @@ Device
             column(lines[heading + 1], "direct"),
             "columns are aligned"
         );
+    }
+
+    #[test]
+    fn the_widest_tables_stay_within_100_columns() {
+        let mut status = healthy();
+        status.relays.push(RelayStatus {
+            addresses: strings(&[
+                "198.151.100.244:34789",
+                "[2001:db8:85a3:8d3:1319:8a2e:370:7344]:3478",
+            ]),
+            relayed: strings(&[
+                "198.51.100.244:50000",
+                "[2001:db8:85a3:8d3:1319:8a2e:370:7344]:65535",
+            ]),
+            state: "withdrawn".into(),
+            since: NOW - 59.0,
+            rtt: Some(0.2),
+            allocated_at: Some(NOW - 86_000.0),
+            credentials_expire_at: Some(NOW + 86_000.0),
+            ..RelayStatus::default()
+        });
+        let client = &mut status.clients[0];
+        client.path = Some("relay_remote".into());
+        client.last_handshake_at = Some(NOW - 3599.0);
+        (client.rx_bytes, client.tx_bytes) = (999 << 30, 999 << 20);
+        client.path_history[1].from = Some(PathKind::RelayRemote);
+        client.path_history[1].reason = PathReason::Nominated;
+        client.path_changes = u64::MAX;
+        client.grants = (0..30)
+            .map(|n| GrantStatus {
+                name: format!("database {n}"),
+                expires_at: (n % 2 == 0).then_some(NOW + 3600.0),
+                ..GrantStatus::default()
+            })
+            .collect();
+
+        let text = render(&status, NOW, false);
+
+        for line in text.lines() {
+            assert!(line.chars().count() <= 100, "{line}\n{text}");
+        }
+        assert!(text.contains("database 0 (1h 0m left),"), "{text}");
+        assert!(text.contains("database 29\n"), "{text}");
+    }
+
+    #[test]
+    fn relay_and_client_that_never_worked_say_so() {
+        let mut status = healthy();
+        status.relays[0] = RelayStatus {
+            addresses: strings(&["192.0.2.4:3478"]),
+            state: "failed".into(),
+            since: NOW - 5.0,
+            credentials_expire_at: Some(NOW - 1.0),
+            last_error: Some("the relay refuses the credentials".into()),
+            last_error_at: Some(NOW - 2.0),
+            ..RelayStatus::default()
+        };
+        status.clients[0] = ClientStatus {
+            id: "c1".into(),
+            connection: "checking".into(),
+            ..ClientStatus::default()
+        };
+
+        let text = render(&status, NOW, false);
+
+        for part in [
+            "failed  5s     192.0.2.4:3478  -    -          0     0      expired      0\n",
+            "    last error 2s ago: the relay refuses the credentials\n",
+            "  c1      checking    -     -          0 B       0 B\n\nDevice",
+        ] {
+            assert!(text.contains(part), "{part:?} is missing in\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_path_is_told_with_its_last_change() {
+        let mut client = healthy().clients.remove(0);
+        let page = Page {
+            text: String::new(),
+            now: NOW,
+            colour: false,
+        };
+        client.path_history.truncate(1);
+        client.path_changes = 1;
+        client.path = Some("relay_local".into());
+        assert_eq!(
+            page.path(&client).as_deref(),
+            Some("relay_local for 1m 5s after direct (dead), 1 change")
+        );
+        client.path = None;
+        client.path_history[0].to = None;
+        client.path_history[0].reason = PathReason::Disconnected;
+        assert_eq!(
+            page.path(&client).as_deref(),
+            Some("no path for 1m 5s after direct (disconnected), 1 change")
+        );
+        client.path = Some("direct".into());
+        client.path_changes = 0;
+        client.path_history[0] = PathChange {
+            at: NOW,
+            from: None,
+            to: Some(PathKind::Direct),
+            reason: PathReason::Nominated,
+        };
+        assert_eq!(
+            page.path(&client).as_deref(),
+            Some("direct for 1m 5s (nominated)")
+        );
+        // A gateway from before there was a history.
+        client.path_history.clear();
+        assert_eq!(page.path(&client).as_deref(), Some("direct for 1m 5s"));
     }
 
     #[test]
@@ -584,6 +807,10 @@ Device
             at: NOW,
         });
         status.relays[0].last_error = Some(evil.into());
+        status.relays[0].addresses = vec![evil.into(), evil.into()];
+        status.relays[0].relayed = vec![evil.into()];
+        status.clients[0].addresses = vec![evil.into()];
+        status.clients[0].path = Some(evil.into());
         status.clients[0].grants[0].name = evil.into();
         status.device.name = evil.into();
         status.host[0] = HostFinding {

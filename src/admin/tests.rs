@@ -329,6 +329,26 @@ fn no_relay_offered_is_ready_and_no_relay_usable_is_not() {
 }
 
 #[test]
+fn an_error_that_was_overcome_is_no_reason_not_to_be_ready() {
+    let relay = |state: &str, error_at| RelayStatus {
+        last_error: Some("the relay does not answer".into()),
+        last_error_at: Some(error_at),
+        ..relay(state)
+    };
+    for (state, error_at, told) in [
+        ("failed", now(), true),
+        ("allocating", now() - 3600.0, false),
+    ] {
+        let server = Server::start(Status {
+            relays: vec![relay(state, error_at)],
+            ..good()
+        });
+        let body = server.get("/readyz").body;
+        assert_eq!(body.contains("does not answer"), told, "{body}");
+    }
+}
+
+#[test]
 fn relay_that_is_replaced_does_not_flip_readiness_until_it_lasts() {
     let (sender, receiver) = watch::channel(Arc::new(good()));
     let state = AdminState::new(receiver, Liveness::default(), Drain::default());
@@ -485,6 +505,97 @@ fn status_is_the_published_document() {
         serde_json::from_str::<Status>(&answer.body).unwrap(),
         status
     );
+}
+
+/// A server whose slow path is `slow_path`, for a status that lacks what has to be asked for.
+fn asking(
+    slow_path: impl FnOnce(mpsc::Receiver<Question>) + Send + 'static,
+) -> (AdminState, Runtime) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .unwrap();
+    // Nobody publishes anything more, but the last word stands.
+    let (_, receiver) = watch::channel(Arc::new(good()));
+    let (questions, asked) = mpsc::channel(1);
+    std::thread::spawn(move || slow_path(asked));
+    let state = AdminState::new(receiver, Liveness::default(), Drain::default());
+    (state.asking(questions), runtime)
+}
+
+#[test]
+fn what_is_not_published_is_asked_for() {
+    let (state, runtime) = asking(|mut asked| {
+        while let Some(question) = asked.blocking_recv() {
+            let answer = Status {
+                complete: true,
+                ..good()
+            };
+            question.send(Arc::new(answer)).unwrap();
+        }
+    });
+    assert!(runtime.block_on(state.complete_status()).complete);
+    assert!(!state.status().complete, "it is not published");
+    state.drain.begin();
+    let status = runtime.block_on(state.complete_status());
+    assert!(status.draining && !status.complete, "not any more");
+}
+
+#[test]
+fn status_is_given_out_also_when_the_slow_path_does_not_answer() {
+    // It is stuck, so that further questions find no place; or gone; or drops them.
+    let (state, runtime) = asking(|asked| {
+        std::thread::sleep(Duration::from_secs(30));
+        drop(asked);
+    });
+    for _ in 0..2 {
+        assert!(!runtime.block_on(state.complete_status()).complete);
+    }
+    let (state, runtime) = asking(drop);
+    assert!(!runtime.block_on(state.complete_status()).complete);
+    let (state, runtime) = asking(|mut asked| while asked.blocking_recv().is_some() {});
+    assert!(!runtime.block_on(state.complete_status()).complete);
+}
+
+#[test]
+fn a_document_of_an_older_gateway_is_read() {
+    let mut document = serde_json::to_value(Status {
+        clients: vec![model::ClientStatus::default()],
+        ..good()
+    })
+    .unwrap();
+    let forget = |value: &mut serde_json::Value, names: &[&str]| {
+        for name in names {
+            value.as_object_mut().unwrap().remove(*name).unwrap();
+        }
+    };
+    forget(&mut document, &["complete", "handshakes"]);
+    forget(
+        &mut document["relays"][0],
+        &[
+            "allocated_at",
+            "allocation_expires_at",
+            "allocations",
+            "flaps",
+            "last_error_at",
+        ],
+    );
+    forget(
+        &mut document["clients"][0],
+        &[
+            "path_since",
+            "path_changes",
+            "path_history",
+            "pair_count",
+            "pairs",
+            "local_candidate_count",
+            "local_candidates",
+            "remote_candidate_count",
+            "remote_candidates",
+        ],
+    );
+    let status: Status = serde_json::from_value(document).unwrap();
+    assert_eq!(status.relays, good().relays);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! One client's ICE agent with what surrounds it: candidates, relay, nominated path, time limits.
 
+mod details;
 mod pairs;
 mod paths;
 
@@ -11,6 +12,7 @@ use is::{
     Candidate, CandidateKind, IceAgent, IceAgentEvent, IceConnectionState, IceCreds, Protocol,
 };
 
+use self::details::History;
 use self::pairs::{Ends, Pairs};
 use self::paths::Search;
 use super::{ConnectionView, FailureCause};
@@ -81,6 +83,8 @@ pub(super) struct Connection {
     reflexive: Vec<(SocketAddr, SocketAddr)>,
     /// The pair to send on, as the agent says.
     nominated: Option<Ends>,
+    /// The same when the path was last looked at.
+    was_nominated: Option<Ends>,
     /// The pair that is sent on.
     in_use: Option<Ends>,
     pairs: Pairs,
@@ -93,6 +97,7 @@ pub(super) struct Connection {
     path: Option<Path>,
     path_since: Option<Instant>,
     path_changes: u64,
+    history: History,
     created: Instant,
     has_remote: bool,
     disconnected: Option<Instant>,
@@ -117,6 +122,7 @@ impl Connection {
             invalidated: Vec::new(),
             reflexive: Vec::new(),
             nominated: None,
+            was_nominated: None,
             in_use: None,
             pairs: Pairs::new(now),
             told_dead: None,
@@ -126,6 +132,7 @@ impl Connection {
             path: None,
             path_since: None,
             path_changes: 0,
+            history: History::default(),
             created: now,
             has_remote: false,
             disconnected: None,
@@ -491,6 +498,7 @@ impl Connection {
             path: self.path,
             path_since: self.path_since,
             path_changes: self.path_changes,
+            history: self.history.steps(),
             local: self.in_use.map(|(local, _)| local),
             remote: self.in_use.map(|(_, remote)| remote),
         }

@@ -10,7 +10,7 @@ mod timers;
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use is::stun::StunMessage;
 
@@ -18,8 +18,8 @@ use self::connection::Connection;
 use self::relay::episode::Episode;
 use self::relay::{CandidateKind, Handled, RelaySet, RelaySetEvent, channel_data};
 use self::timers::Deadlines;
-use crate::admin::model::RelayStatus;
-use crate::datapath::peers::Path;
+use crate::admin::model::{CandidateStatus, PairStatus, PathReason, RelayStatus};
+use crate::datapath::peers::{Path, PathKind};
 use crate::ids::{ClientId, RelayId};
 use crate::portal::messages::{IceCredentials, RelayEntry, RelaysPresence};
 
@@ -64,6 +64,8 @@ pub enum Event {
         client: ClientId,
         /// The new path.
         path: Option<Path>,
+        /// Why it changed.
+        reason: PathReason,
     },
     /// No path exists any more; the connection is gone.
     Failed {
@@ -285,13 +287,21 @@ impl Connectivity {
         self.connections.get(&client).map(Connection::view)
     }
 
+    /// Candidates and pairs of a client's connection, for people; `wall` is the time of day at
+    /// `now`.
+    pub fn details(
+        &self,
+        now: Instant,
+        wall: SystemTime,
+        client: ClientId,
+    ) -> Option<ConnectionDetails> {
+        let connection = self.connections.get(&client)?;
+        Some(connection.details(now, unix_seconds(wall)))
+    }
+
     /// What to show about the relays.
-    pub fn relay_statuses(&self, now: Instant, wall: std::time::SystemTime) -> Vec<RelayStatus> {
-        let unix = wall
-            .duration_since(std::time::SystemTime::UNIX_EPOCH)
-            .unwrap_or_default()
-            .as_secs_f64();
-        self.relays.statuses(now, unix)
+    pub fn relay_statuses(&self, now: Instant, wall: SystemTime) -> Vec<RelayStatus> {
+        self.relays.statuses(now, unix_seconds(wall))
     }
 
     /// Takes a datagram; `local` is our address that it came to, with our port
@@ -487,10 +497,14 @@ impl Connectivity {
             });
         }
         let relays = &self.relays;
-        if let Some(path) =
+        if let Some((path, reason)) =
             connection.path_change(now, |relay, peer| relays.channel_to(now, relay, peer))
         {
-            self.events.push_back(Event::PathChanged { client, path });
+            self.events.push_back(Event::PathChanged {
+                client,
+                path,
+                reason,
+            });
             // A relay that has restarted answers keep-alives, but knows nothing of us any more.
             for relay in connection.relays() {
                 self.relays.poke(now, *relay);
@@ -625,10 +639,48 @@ pub struct ConnectionView {
     pub path_since: Option<Instant>,
     /// How often it changed.
     pub path_changes: u64,
+    /// The last changes, oldest first, the first nomination included.
+    pub history: Vec<PathStep>,
     /// Our end of the nominated pair.
     pub local: Option<SocketAddr>,
     /// The client's end of the nominated pair.
     pub remote: Option<SocketAddr>,
+}
+
+/// A change of a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PathStep {
+    /// When.
+    pub at: Instant,
+    /// What it was.
+    pub from: Option<PathKind>,
+    /// What it became.
+    pub to: Option<PathKind>,
+    /// Why.
+    pub reason: PathReason,
+}
+
+/// What the agents of a connection work with, for people.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ConnectionDetails {
+    /// How many pairs there are.
+    pub pair_count: usize,
+    /// The best of them.
+    pub pairs: Vec<PairStatus>,
+    /// How many candidates we have.
+    pub local_candidate_count: usize,
+    /// The best of them.
+    pub local_candidates: Vec<CandidateStatus>,
+    /// How many candidates the client has.
+    pub remote_candidate_count: usize,
+    /// The best of them.
+    pub remote_candidates: Vec<CandidateStatus>,
+}
+
+fn unix_seconds(wall: SystemTime) -> f64 {
+    wall.duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs_f64()
 }
 
 /// Whether a datagram is STUN: its first two bits are zero and the magic cookie is in place

@@ -8,6 +8,7 @@ use is::{Candidate, IceAgent, IceAgentEvent, Protocol};
 
 use super::fixtures::{controlling_agent, creds, id, sock};
 use super::*;
+use crate::admin::model::CandidateKind;
 use crate::datapath::peers::PathKind;
 
 const GATEWAY: &str = "192.0.2.1:52625";
@@ -297,4 +298,145 @@ fn datagrams_that_belong_to_nobody_change_nothing() {
         }
     }
     assert!(w.now >= w.start);
+}
+
+/// What the client is offered, and takes back.
+fn line(candidate: &Candidate) -> Vec<String> {
+    vec![candidate.to_sdp_string()]
+}
+
+impl World {
+    fn reasons(&self) -> Vec<PathReason> {
+        self.events
+            .iter()
+            .filter_map(|event| match event {
+                Event::PathChanged { reason, .. } => Some(*reason),
+                _ => None,
+            })
+            .collect()
+    }
+
+    fn details(&self) -> ConnectionDetails {
+        let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
+        self.gateway.details(self.now, wall, id()).unwrap()
+    }
+}
+
+#[test]
+fn the_first_path_is_nominated_and_no_change() {
+    let mut w = World::new(&[CLIENT]);
+    w.upsert();
+    w.offer_client_candidates();
+    w.run(3.0);
+    assert_eq!(w.reasons(), [PathReason::Nominated]);
+    let view = w.gateway.describe(id()).unwrap();
+    assert_eq!(view.path_changes, 0);
+    assert_eq!(view.history.len(), 1);
+    assert_eq!(
+        (view.history[0].from, view.history[0].to),
+        (None, Some(PathKind::Direct))
+    );
+}
+
+#[test]
+fn a_better_pair_that_the_client_adds_is_nominated() {
+    let mut w = World::new(&[CLIENT]);
+    w.upsert();
+    w.offer_client_candidates();
+    w.run(3.0);
+    w.events.clear();
+    // Its other interface comes up; IPv6 ranks above IPv4.
+    w.gateway.add_host(w.now, sock("[2001:db8::1]:52625"));
+    let other = Candidate::host(sock("[2001:db8::9]:40000"), "udp").unwrap();
+    w.client.add_local_candidate(other.clone());
+    w.signal();
+    w.gateway.add_remote_candidates(w.now, id(), &line(&other));
+    w.run(3.0);
+    assert_eq!(w.reasons(), [PathReason::Nominated]);
+    assert!(w.path().unwrap().destination.is_ipv6());
+}
+
+#[test]
+fn a_candidate_that_the_client_withdraws_is_told_as_the_reason() {
+    let mut w = World::new(&[CLIENT, CLIENT_OTHER]);
+    w.upsert();
+    w.offer_client_candidates();
+    w.run(3.0);
+    w.events.clear();
+    let used = w.path().unwrap().destination;
+    let gone = Candidate::host(used, "udp").unwrap();
+    w.client.invalidate_candidate(&gone);
+    w.gateway
+        .invalidate_remote_candidates(w.now, id(), &line(&gone));
+    w.run(5.0);
+    assert_eq!(w.reasons(), [PathReason::Withdrawn]);
+    assert_ne!(w.path().unwrap().destination, used);
+    let details = w.details();
+    assert_eq!(details.remote_candidate_count, 1);
+    assert!(details.pairs.iter().all(|pair| pair.remote != used));
+}
+
+#[test]
+fn without_any_working_pair_the_path_is_disconnected() {
+    let mut w = World::new(&[CLIENT]);
+    w.upsert();
+    w.offer_client_candidates();
+    w.run(3.0);
+    w.events.clear();
+    w.blocked.push(sock(CLIENT));
+    while w.path().is_some() {
+        w.run(0.1);
+        assert!(w.now - w.start < Duration::from_secs(60));
+    }
+    assert_eq!(w.reasons(), [PathReason::Disconnected]);
+    let view = w.gateway.describe(id()).unwrap();
+    let last = view.history.last().unwrap();
+    assert_eq!((last.from, last.to), (Some(PathKind::Direct), None));
+}
+
+#[test]
+fn an_address_that_turns_out_to_be_the_clients_relay_is_the_same_pair() {
+    let mut w = World::new(&[CLIENT]);
+    w.upsert();
+    // Seen in checks before it is signalled.
+    w.run(3.0);
+    let pair = w.details().pairs[0];
+    assert_eq!(pair.remote_kind, Some(CandidateKind::PeerReflexive));
+    assert!(pair.in_use && pair.nominated);
+    w.events.clear();
+    let relayed = Candidate::relayed(sock(CLIENT), sock(CLIENT), "udp").unwrap();
+    w.gateway
+        .add_remote_candidates(w.now, id(), &line(&relayed));
+    w.run(1.0);
+    assert_eq!(w.reasons(), [PathReason::Updated]);
+    assert_eq!(w.path().unwrap().kind, PathKind::RelayRemote);
+    let pair = w.details().pairs[0];
+    assert_eq!(pair.remote_kind, Some(CandidateKind::Relayed));
+}
+
+#[test]
+fn only_the_best_of_many_pairs_are_shown_and_the_one_in_use_is_first() {
+    let mut w = World::new(&[CLIENT]);
+    w.upsert();
+    w.offer_client_candidates();
+    w.run(3.0);
+    // Addresses where nobody is.
+    let lines: Vec<String> = (0..500u16)
+        .map(|n| SocketAddr::from(([198, 51, 100, 7], 1000 + n)))
+        .flat_map(|address| line(&Candidate::host(address, "udp").unwrap()))
+        .collect();
+    w.gateway.add_remote_candidates(w.now, id(), &lines);
+    w.run(0.5);
+    let details = w.details();
+    assert_eq!(details.remote_candidate_count, 501);
+    assert_eq!(details.remote_candidates.len(), 20);
+    assert_eq!(details.pair_count, 100);
+    assert_eq!(details.pairs.len(), 20);
+    assert_eq!(details.pairs[0].remote, sock(CLIENT));
+    assert!(details.pairs[0].in_use);
+    assert!(
+        details.pairs[1..]
+            .iter()
+            .all(|p| p.answered_at.is_none() && !p.in_use)
+    );
 }

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use boringtun::noise::Tunn;
+use serde::{Deserialize, Serialize};
 
 use crate::access::ClientPolicy;
 use crate::ids::ClientId;
@@ -32,7 +33,8 @@ pub struct Path {
 }
 
 /// The four kinds of path (data-path spec §2.6).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum PathKind {
     /// No relay in between.
     Direct,

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use super::outbox::Outbox;
 use super::story::{SetUps, Story};
 use crate::access::{Access, AccessEvent, DropReason, TunnelAddresses};
-use crate::admin::model::{ClientStatus, HandshakeStatus, RelayStatus};
+use crate::admin::model::{ClientStatus, HandshakeStatus, PathChange, RelayStatus};
 use crate::connectivity::{self, Connectivity, Inbound, Transmit, Upsert};
 use crate::datapath::peers::PeerTable;
 use crate::datapath::worker::Counters;
@@ -23,6 +23,9 @@ const NO_RELAYS_PAUSE: Duration = Duration::from_secs(1);
 
 /// How often activity of clients is looked at.
 const TICK: Duration = Duration::from_secs(1);
+
+/// What the status calls the state of a connection that is not there.
+pub(super) const NO_CONNECTION: &str = "none";
 
 /// Something for the outside to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -461,13 +464,18 @@ impl Core {
             connectivity::Event::CandidatesInvalidated { client, candidates } => {
                 self.outbox.invalidate(client, candidates);
             }
-            connectivity::Event::PathChanged { client, path } => {
+            connectivity::Event::PathChanged {
+                client,
+                path,
+                reason,
+            } => {
+                let reason = reason.as_str();
                 match path {
                     Some(path) => tracing::info!(
-                        %client, path = path.kind.as_str(), remote = %path.destination,
+                        %client, path = path.kind.as_str(), remote = %path.destination, reason,
                         "Path to the client"
                     ),
-                    None => tracing::info!(%client, "No path to the client"),
+                    None => tracing::info!(%client, reason, "No path to the client"),
                 }
                 if let Some(path) = path {
                     self.set_ups.nominated(now, client, path.kind);
@@ -555,9 +563,17 @@ impl Core {
         }
     }
 
-    /// What to show about clients.
-    pub fn client_statuses(&self, now: Instant, wall: SystemTime) -> Vec<ClientStatus> {
+    /// What to show about clients. Candidates and pairs, only if `complete`: with many clients,
+    /// they cost more than all the rest.
+    pub fn client_statuses(
+        &self,
+        now: Instant,
+        wall: SystemTime,
+        complete: bool,
+    ) -> Vec<ClientStatus> {
         use std::sync::atomic::Ordering::Relaxed;
+
+        let unix = |at: Instant| unix_seconds(wall - now.saturating_duration_since(at));
 
         let mut all: BTreeMap<ClientId, Option<TunnelAddresses>> =
             self.clients.keys().map(|client| (*client, None)).collect();
@@ -566,27 +582,41 @@ impl Core {
             .map(|(client, addresses)| {
                 let view = self.connectivity.describe(client);
                 let peer = self.wireguard.peer(client);
-                let last_handshake = self
-                    .wireguard
-                    .last_handshake(client)
-                    .map(|at| unix_seconds(wall - now.saturating_duration_since(at)));
+                let details = complete
+                    .then(|| self.connectivity.details(now, wall, client))
+                    .flatten()
+                    .unwrap_or_default();
                 ClientStatus {
                     id: client.to_string(),
                     addresses: addresses
                         .map_or_else(Vec::new, |a| vec![a.ipv4.to_string(), a.ipv6.to_string()]),
-                    connection: view.as_ref().map_or("none", |v| v.state).to_owned(),
+                    connection: view.as_ref().map_or(NO_CONNECTION, |v| v.state).to_owned(),
                     path: view
                         .as_ref()
                         .and_then(|v| v.path)
                         .map(|p| p.kind.as_str().to_owned()),
-                    path_since: view
-                        .as_ref()
-                        .and_then(|v| v.path_since)
-                        .map(|at| unix_seconds(wall - now.saturating_duration_since(at))),
+                    path_since: view.as_ref().and_then(|v| v.path_since).map(unix),
                     path_changes: view.as_ref().map_or(0, |v| v.path_changes),
+                    path_history: view.as_ref().map_or_else(Vec::new, |v| {
+                        v.history
+                            .iter()
+                            .map(|step| PathChange {
+                                at: unix(step.at),
+                                from: step.from,
+                                to: step.to,
+                                reason: step.reason,
+                            })
+                            .collect()
+                    }),
                     local: view.as_ref().and_then(|v| v.local).map(|a| a.to_string()),
                     remote: view.as_ref().and_then(|v| v.remote).map(|a| a.to_string()),
-                    last_handshake_at: last_handshake,
+                    pair_count: details.pair_count,
+                    pairs: details.pairs,
+                    local_candidate_count: details.local_candidate_count,
+                    local_candidates: details.local_candidates,
+                    remote_candidate_count: details.remote_candidate_count,
+                    remote_candidates: details.remote_candidates,
+                    last_handshake_at: self.wireguard.last_handshake(client).map(unix),
                     rx_bytes: peer.map_or(0, |p| p.traffic.rx_bytes.load(Relaxed)),
                     tx_bytes: peer.map_or(0, |p| p.traffic.tx_bytes.load(Relaxed)),
                     grants: self.access.grants(client),

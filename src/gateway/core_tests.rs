@@ -264,9 +264,11 @@ fn a_second_resource_keeps_the_session() {
         w.core.wireguard.peer(client_id()).unwrap()
     ));
     assert!(peer.path().is_some());
-    let status = w
-        .core
-        .client_statuses(w.now, SystemTime::UNIX_EPOCH + Duration::from_secs(1));
+    let status = w.core.client_statuses(
+        w.now,
+        SystemTime::UNIX_EPOCH + Duration::from_secs(1),
+        false,
+    );
     assert_eq!(status[0].grants.len(), 2);
     assert_eq!(status[0].path.as_deref(), Some("direct"));
 }
@@ -435,4 +437,46 @@ fn a_set_up_that_comes_to_nothing_says_why() {
         panic!("not told");
     };
     assert_eq!(told.failure, Some("no_candidates"));
+}
+
+#[test]
+fn a_complete_status_has_pairs_and_no_secrets() {
+    let mut w = World::new();
+    w.authorize(1);
+    let _tunn = w.connect_client();
+    let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+    let brief = w.core.client_statuses(w.now, wall, false).remove(0);
+    assert_eq!((brief.pairs.len(), brief.local_candidates.len()), (0, 0));
+    assert_eq!(brief.path_history.len(), 1, "{brief:?}");
+
+    let status = w.core.client_statuses(w.now, wall, true).remove(0);
+
+    assert_eq!(status.pair_count, 1);
+    let document = serde_json::to_value(&status).unwrap();
+    assert_eq!(
+        document["local_candidates"],
+        serde_json::json!([{"kind": "host", "address": GATEWAY}])
+    );
+    assert_eq!(
+        document["remote_candidates"],
+        serde_json::json!([{"kind": "host", "address": CLIENT}])
+    );
+    let pair = &document["pairs"][0];
+    assert_eq!(pair["local"], GATEWAY);
+    assert_eq!(pair["local_kind"], "host");
+    assert_eq!(pair["remote"], CLIENT);
+    assert_eq!(pair["nominated"], true);
+    assert_eq!(pair["in_use"], true);
+    assert!(pair["answered_at"].as_f64().unwrap() > 1_799_999_990.0);
+    let change = &document["path_history"][0];
+    assert_eq!(change["from"], serde_json::Value::Null);
+    assert_eq!(change["to"], "direct");
+    assert_eq!(change["reason"], "nominated");
+    for secret in ["clnt", "gtwy", "password"] {
+        assert!(!document.to_string().contains(secret), "{document}");
+    }
+    assert_eq!(
+        serde_json::from_value::<ClientStatus>(document).unwrap(),
+        status
+    );
 }

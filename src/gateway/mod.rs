@@ -1,7 +1,8 @@
 //! Composition root: builds the parts, runs the slow path's loop, shuts down in order.
 //!
 //! [`core::Core`] holds the decisions and is sans-IO; this module gives it sockets, a clock and the
-//! portal. The admin server runs on a thread of its own and only ever reads snapshots.
+//! portal. The admin server runs on a thread of its own; it reads snapshots, and has to ask for
+//! what is too much for each of them.
 
 pub mod core;
 mod host_setup;
@@ -16,7 +17,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use anyhow::Context as _;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use self::snapshot::{Facts, Surroundings};
 use crate::admin::{self, AdminState, Drain, Liveness};
@@ -40,20 +41,24 @@ pub fn run(config: Config, telemetry: telemetry::Guard) -> anyhow::Result<ExitSt
         &[],
         std::time::Instant::now(),
         facts.started,
+        true,
     );
     let (status, watcher) = watch::channel(Arc::new(first));
     let liveness = Liveness::default();
     let drain = Drain::default();
+    let (asking, questions) = mpsc::channel(slow_path::QUESTIONS);
     start_admin(
         &config,
-        AdminState::new(watcher, liveness.clone(), drain.clone()),
+        AdminState::new(watcher, liveness.clone(), drain.clone()).asking(asking),
     )?;
 
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let exit = runtime.block_on(slow_path::run(config, facts, status, liveness, drain));
+    let exit = runtime.block_on(slow_path::run(
+        config, facts, status, questions, liveness, drain,
+    ));
     telemetry.shutdown(slow_path::TELEMETRY_FLUSH);
     // Tasks that still wait for the network must not hold up the end.
     runtime.shutdown_background();

@@ -12,7 +12,7 @@ use super::core::{Command, Core};
 use super::host_setup::{self, Host};
 use super::snapshot::{self, Facts, Surroundings};
 use crate::admin::model::{DeviceStatus, HostFinding, PortalState, Status};
-use crate::admin::{Drain, Heartbeat, Liveness};
+use crate::admin::{Drain, Heartbeat, Liveness, Question};
 use crate::config::{Config, ExitStatus};
 use crate::datapath::peers::PeerTable;
 use crate::datapath::worker::{Counters, Slow, Stop, Worker};
@@ -30,6 +30,13 @@ const QUEUE: usize = 4096;
 const BURST: usize = 256;
 /// How often the status is published.
 const PUBLISH: Duration = Duration::from_millis(500);
+/// Shortest pause between two complete documents.
+const ANSWER_PAUSE: Duration = Duration::from_millis(250);
+/// The pause in multiples of what the last one took: however many ask, and however many clients
+/// there are, no more than a tenth of our time goes into them.
+const ANSWER_FACTOR: u32 = 9;
+/// How many may ask for complete documents at once.
+pub(super) const QUESTIONS: usize = 16;
 /// How often the host is looked at again, and the device tried again.
 const HOST_CHECK: Duration = Duration::from_secs(5);
 /// How long the spans of the last moments may take to leave.
@@ -69,6 +76,7 @@ pub(super) async fn run(
     config: Config,
     facts: Facts,
     status: watch::Sender<Arc<Status>>,
+    questions: mpsc::Receiver<Question>,
     liveness: Liveness,
     drain: Drain,
 ) -> anyhow::Result<ExitStatus> {
@@ -93,7 +101,7 @@ pub(super) async fn run(
     };
     around.device = host.describe();
     around.host = host.checker(&config)();
-    let mut slow_path = SlowPath::new(config, around, publisher, host, &liveness)?;
+    let mut slow_path = SlowPath::new(config, around, publisher, questions, host, &liveness)?;
     let exit = slow_path.serve(&mut signals).await;
     drain.begin();
     slow_path.shut_down(&mut signals).await;
@@ -171,15 +179,19 @@ struct Publisher {
 impl Publisher {
     fn publish(&self, around: &Surroundings, core: Option<&Core>, counters: &[Arc<Counters>]) {
         self.heartbeat.tick(Instant::now());
-        let status = snapshot::build(
-            &self.facts,
-            around,
-            core,
-            counters,
-            Instant::now(),
-            SystemTime::now(),
-        );
+        let status = self.build(around, core, counters, false);
         self.status.send_replace(Arc::new(status));
+    }
+
+    fn build(
+        &self,
+        around: &Surroundings,
+        core: Option<&Core>,
+        counters: &[Arc<Counters>],
+        complete: bool,
+    ) -> Status {
+        let (now, wall) = (Instant::now(), SystemTime::now());
+        snapshot::build(&self.facts, around, core, counters, now, wall, complete)
     }
 }
 
@@ -187,6 +199,10 @@ struct SlowPath {
     config: Config,
     around: Surroundings,
     publisher: Publisher,
+    questions: mpsc::Receiver<Question>,
+    /// Those that wait for a complete document, and when the next one may be made.
+    asked: Vec<Question>,
+    answer_from: Instant,
     host: Host,
     core: Core,
     portal: Driver,
@@ -221,6 +237,7 @@ impl SlowPath {
         config: Config,
         around: Surroundings,
         publisher: Publisher,
+        questions: mpsc::Receiver<Question>,
         host: Host,
         liveness: &Liveness,
     ) -> anyhow::Result<Self> {
@@ -272,6 +289,9 @@ impl SlowPath {
             config,
             around,
             publisher,
+            questions,
+            asked: Vec::new(),
+            answer_from: now,
             host,
             core,
             portal,
@@ -292,10 +312,13 @@ impl SlowPath {
         let mut beat = interval(PUBLISH);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let deadline = self
+            let mut deadline = self
                 .core
                 .poll_timeout()
                 .map_or_else(|| Instant::now() + PUBLISH, |(at, _)| at);
+            if !self.asked.is_empty() {
+                deadline = deadline.min(self.answer_from);
+            }
             tokio::select! {
                 asked = signals.next() => match asked {
                     Asked::Stop => return ExitStatus::Ok,
@@ -317,6 +340,7 @@ impl SlowPath {
                 Some(found) = self.checks.1.recv() => {
                     (self.checking, self.around.host) = (false, found);
                 }
+                Some(question) = self.questions.recv() => self.asked.push(question),
                 () = sleep_until(deadline.into()) => {}
                 _ = beat.tick() => self.beat(),
             }
@@ -325,6 +349,7 @@ impl SlowPath {
                 self.core.handle_timeout(now);
             }
             self.carry_out();
+            self.answer();
         }
     }
 
@@ -350,7 +375,12 @@ impl SlowPath {
         match event {
             Event::Connected => self.core.connected(now),
             Event::Disconnected { undelivered, .. } => self.core.disconnected(undelivered),
-            Event::Message(message) => self.core.handle_portal(now, message),
+            Event::Message(message) => {
+                self.core.handle_portal(now, message);
+                // The next beat shows it. There are thousands of these at once when the portal
+                // comes back, and each document names every client.
+                return None;
+            }
             // The end of the session was an event of its own.
             Event::Blocked { .. } => self.core.revoke_all(now),
             Event::Unblocked => {}
@@ -465,6 +495,26 @@ impl SlowPath {
         }
         self.core.note_wall(now, SystemTime::now());
         self.publish();
+    }
+
+    /// One complete document for all who wait, if it is time.
+    fn answer(&mut self) {
+        let begin = Instant::now();
+        if self.asked.is_empty() || begin < self.answer_from {
+            return;
+        }
+        self.around.portal = self.portal.status();
+        let status =
+            Arc::new(
+                self.publisher
+                    .build(&self.around, Some(&self.core), &self.counters, true),
+            );
+        for question in self.asked.drain(..) {
+            // Who gave up waiting has been given something else.
+            let _ = question.send(Arc::clone(&status));
+        }
+        let end = Instant::now();
+        self.answer_from = end + ANSWER_PAUSE.max((end - begin) * ANSWER_FACTOR);
     }
 
     /// SIGHUP: somebody changed something here or at the portal.

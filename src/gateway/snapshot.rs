@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use super::core::{Core, unix_seconds};
+use super::core::{Core, NO_CONNECTION, unix_seconds};
 use crate::access::DropReason;
 use crate::admin::model::{
     DeviceStatus, HandshakeStatus, HostFinding, PortalStatus, SCHEMA, Status,
@@ -35,7 +35,8 @@ pub struct Surroundings {
     pub host: Vec<HostFinding>,
 }
 
-/// Builds the document.
+/// Builds the document; with everything that is known if `complete`, else with what is cheap enough
+/// to be published all the time.
 pub fn build(
     facts: &Facts,
     around: &Surroundings,
@@ -43,7 +44,9 @@ pub fn build(
     counters: &[Arc<Counters>],
     now: Instant,
     wall: SystemTime,
+    complete: bool,
 ) -> Status {
+    let clients = core.map_or_else(Vec::new, |c| c.client_statuses(now, wall, complete));
     let mut dropped = BTreeMap::new();
     for reason in DropReason::ALL.iter().copied() {
         let count: u64 = counters.iter().map(|c| c.dropped(reason)).sum();
@@ -60,7 +63,9 @@ pub fn build(
         draining: around.draining,
         portal: around.portal.clone(),
         relays: core.map_or_else(Vec::new, |c| c.relays(now, wall)),
-        clients: core.map_or_else(Vec::new, |c| c.client_statuses(now, wall)),
+        // A client without a connection has nothing more to tell.
+        complete: complete || clients.iter().all(|c| c.connection == NO_CONNECTION),
+        clients,
         device: around.device.clone(),
         host: around.host.clone(),
         handshakes: core.map_or_else(HandshakeStatus::default, Core::handshakes),

@@ -12,12 +12,28 @@ const MAX: usize = 100;
 pub(super) type Ends = (SocketAddr, SocketAddr);
 
 #[derive(Debug, Clone, Copy)]
-struct Pair {
-    ends: Ends,
+pub(super) struct Pair {
+    pub(super) ends: Ends,
     /// The client permits it (USE-CANDIDATE, RFC 8445 §8).
-    nominated: bool,
+    pub(super) nominated: bool,
     /// When an answer to one of our checks came last: proof of both directions.
-    answered: Option<Instant>,
+    pub(super) answered: Option<Instant>,
+}
+
+impl Pair {
+    /// Neither end has heard of the other here.
+    pub(super) fn untried(ends: Ends) -> Self {
+        Self {
+            ends,
+            nominated: false,
+            answered: None,
+        }
+    }
+
+    /// Whether it was answered within the limit.
+    pub(super) fn is_alive(&self, now: Instant, limit: Duration) -> bool {
+        self.answered.is_some_and(|at| now < at + limit)
+    }
 }
 
 /// The pairs of one connection.
@@ -69,11 +85,7 @@ impl Pairs {
                         self.forgotten.push(self.pairs.swap_remove(oldest).ends);
                     }
                 }
-                self.pairs.push(Pair {
-                    ends,
-                    nominated: false,
-                    answered: None,
-                });
+                self.pairs.push(Pair::untried(ends));
                 self.pairs.len() - 1
             }
         };
@@ -81,6 +93,11 @@ impl Pairs {
     }
 
     /// Every pair.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Pair> + '_ {
+        self.pairs.iter()
+    }
+
+    /// The ends of every pair.
     pub(super) fn ends(&self) -> impl Iterator<Item = Ends> + '_ {
         self.pairs.iter().map(|p| p.ends)
     }
@@ -93,6 +110,18 @@ impl Pairs {
     /// When a check of the pair was answered last.
     pub(super) fn answered_at(&self, ends: Ends) -> Option<Instant> {
         self.pairs.iter().find(|p| p.ends == ends)?.answered
+    }
+
+    /// Whether the client permits the pair.
+    pub(super) fn is_nominated(&self, ends: Ends) -> bool {
+        self.pairs.iter().any(|p| p.ends == ends && p.nominated)
+    }
+
+    /// Whether the pair was answered within the limit.
+    pub(super) fn is_alive(&self, now: Instant, ends: Ends, limit: Duration) -> bool {
+        self.pairs
+            .iter()
+            .any(|p| p.ends == ends && p.is_alive(now, limit))
     }
 
     /// When the pair stops counting as alive, unless it is answered again.
@@ -109,7 +138,7 @@ impl Pairs {
     ) -> impl Iterator<Item = (Ends, bool)> + '_ {
         self.pairs
             .iter()
-            .filter(move |p| p.answered.is_some_and(|at| now < at + limit))
+            .filter(move |p| p.is_alive(now, limit))
             .map(|p| (p.ends, p.nominated))
     }
 }

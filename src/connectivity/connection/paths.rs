@@ -12,8 +12,10 @@ use std::time::{Duration, Instant};
 
 use is::{Candidate, CandidateKind};
 
+use super::details::pair_priority;
 use super::pairs::Ends;
 use super::{ACTIVE, Connection, SUSPECT};
+use crate::admin::model::PathReason;
 use crate::connectivity::relay::ChannelPath;
 use crate::datapath::peers::{Path, PathKind};
 use crate::ids::RelayId;
@@ -52,6 +54,8 @@ pub(super) struct Search {
     /// How often addresses were offered again, and in which round each was last.
     round: u16,
     rounds: Vec<(SocketAddr, u16)>,
+    /// Whether a better path than the present one has been looked for.
+    sought: bool,
 }
 
 impl Connection {
@@ -94,7 +98,7 @@ impl Connection {
     }
 
     /// A pair that was answered within this is worth moving to.
-    fn alive_within(&self) -> Duration {
+    pub(super) fn alive_within(&self) -> Duration {
         if self.idle {
             IDLE_DEAD_AFTER
         } else {
@@ -114,18 +118,17 @@ impl Connection {
             .any(|c| c.addr() == local && c.kind() != CandidateKind::ServerReflexive)
     }
 
-    /// Pair priority (RFC 8445 §6.1.2.3); the client is the controlling one.
     fn priority(&self, (local, remote): Ends) -> u64 {
         let best = |candidates: &mut dyn Iterator<Item = Candidate>, address| {
             candidates
                 .filter(|c| c.addr() == address)
-                .map(|c| u64::from(c.prio()))
+                .map(|c| c.prio())
                 .max()
                 .unwrap_or(0)
         };
         let ours = best(&mut self.agent.local_candidates(), local);
         let theirs = best(&mut self.agent.remote_candidates(), remote);
-        (ours.min(theirs) << 32) + 2 * ours.max(theirs) + u64::from(theirs > ours)
+        pair_priority(ours, theirs)
     }
 
     /// When the pair in use counts as dead unless it is answered before.
@@ -193,12 +196,12 @@ impl Connection {
             .filter(|_| !self.idle || self.path.is_none())
     }
 
-    /// The new path if it differs from the last one told.
+    /// The new path if it differs from the last one told, and why.
     pub(in crate::connectivity) fn path_change(
         &mut self,
         now: Instant,
         channel_to: impl Fn(RelayId, SocketAddr) -> Option<ChannelPath>,
-    ) -> Option<Option<Path>> {
+    ) -> Option<(Option<Path>, PathReason)> {
         let preferred = self.preferred(now);
         let path = preferred.and_then(|(local, remote)| {
             let remote_relayed = self.is_their_relay(remote);
@@ -224,13 +227,15 @@ impl Connection {
             .nominated
             .and_then(|ends| self.pairs.alive_until(ends, self.dead_after(ends)))
             .filter(|until| *until <= now);
+        let reason = (path != self.path).then(|| self.reason(now, preferred, path.is_some()));
+        self.was_nominated = self.nominated;
         self.in_use = preferred;
         self.doubt(now);
-        if path == self.path {
-            return None;
-        }
+        let reason = reason?;
         // The first one is no change.
         self.path_changes += u64::from(self.path_since.is_some());
+        let kind = |path: Option<Path>| path.map(|path| path.kind);
+        self.history.note(now, kind(self.path), kind(path), reason);
         self.path = path;
         self.path_since = Some(now);
         match path.map(|p| p.kind) {
@@ -239,7 +244,64 @@ impl Connection {
             // Nothing to lose: whatever worked once may do so again.
             None => self.search.next = Some(now),
         }
-        Some(path)
+        Some((path, reason))
+    }
+
+    /// Why traffic goes from one pair to another, or nowhere; to be asked before anything is set to
+    /// the new state.
+    ///
+    /// What is certain comes first: an end that is gone says more than what is used instead, or
+    /// that nothing is.
+    fn reason(&self, now: Instant, preferred: Option<Ends>, sendable: bool) -> PathReason {
+        if self.path_since.is_none() {
+            return PathReason::Nominated;
+        }
+        if sendable && self.path.is_some() && preferred == self.in_use {
+            return PathReason::Updated;
+        }
+        if let Some((local, remote)) = self.in_use {
+            // Of ours, only relayed addresses ever go.
+            if !self.is_ours(local) {
+                return PathReason::RelayLost;
+            }
+            if !self.agent.remote_candidates().any(|c| c.addr() == remote) {
+                return PathReason::Withdrawn;
+            }
+        }
+        let (Some(new), true) = (preferred, sendable) else {
+            // With a pair, it is the relay's channel that is missing.
+            return match preferred {
+                Some(_) => PathReason::RelayLost,
+                None => PathReason::Disconnected,
+            };
+        };
+        let Some(old) = self.in_use.filter(|_| self.path.is_some()) else {
+            return PathReason::Returned;
+        };
+        let is_nominated = preferred == self.nominated;
+        let is_silent = if is_nominated {
+            self.is_dead(now, old)
+        } else {
+            // As `best_alive` sees it.
+            !self.pairs.is_alive(now, old, self.alive_within())
+        };
+        if is_silent {
+            return PathReason::Dead;
+        }
+        // Both live: the client chose, or something is back.
+        let is_back = if is_nominated {
+            // The client did not choose just now, so it was our own choice that ended.
+            self.was_nominated == self.nominated
+                || (self.search.sought && self.priority(new) > self.priority(old))
+        } else {
+            // What the agent holds on to is dead. The client may have chosen one of the others.
+            !self.pairs.is_nominated(new) || self.pairs.is_nominated(old)
+        };
+        if is_back {
+            PathReason::Returned
+        } else {
+            PathReason::Nominated
+        }
     }
 
     /// Whether a check of this pair was answered within `limit`: a client with the right
@@ -348,6 +410,7 @@ impl Connection {
 
     fn found(&mut self, now: Instant) {
         self.search.direct_since = Some(now);
+        self.search.sought = false;
         self.search
             .withdrawn
             .retain(|c| c.kind() == CandidateKind::Relayed);
@@ -387,6 +450,8 @@ impl Connection {
         if self.path.is_some_and(|p| p.kind == PathKind::Direct) {
             // Only a relay was looked for.
             self.search.next = None;
+        } else {
+            self.search.sought = true;
         }
         // The agent has pruned the pairs that failed. The one in use is checked anew like all others;
         // until the client has confirmed it, its last answer stands for it.

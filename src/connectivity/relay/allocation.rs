@@ -92,6 +92,7 @@ enum State {
 
 #[derive(Debug)]
 struct Allocated {
+    since: Instant,
     relayed: Vec<SocketAddr>,
     /// `None` while a REFRESH is in flight.
     refresh_at: Option<Instant>,
@@ -136,7 +137,10 @@ pub struct Allocation {
     last_poke: Instant,
     last_reallocation: Option<Instant>,
 
+    /// What is wrong at present.
     last_error: Option<RelayError>,
+    /// The last thing that was ever wrong, and when.
+    last_failure: Option<(Instant, RelayError)>,
     /// Failed attempts in a row.
     failures: u32,
     /// Failed attempts in a row for the same cause.
@@ -173,6 +177,7 @@ impl Allocation {
             last_poke: now,
             last_reallocation: None,
             last_error: None,
+            last_failure: None,
             failures: 0,
             same_cause: 0,
             span: None,
@@ -568,13 +573,24 @@ impl Allocation {
         }
     }
 
-    /// The last failure.
+    /// The last failure, until it is overcome.
     pub fn last_error(&self) -> Option<RelayError> {
         self.last_error
     }
 
-    /// A description for operators; `unix_now` is the wall clock at `now`, in seconds.
+    fn note_error(&mut self, now: Instant, error: RelayError) {
+        self.last_error = Some(error);
+        self.last_failure = Some((now, error));
+    }
+
+    /// A description for operators; `unix_now` is the wall clock at `now`, in seconds. What
+    /// outlives an allocation's owner is the set's to add.
     pub fn status(&self, now: Instant, unix_now: f64) -> RelayStatus {
+        let ago = |at: Instant| unix_now - now.saturating_duration_since(at).as_secs_f64();
+        let allocated = match &self.state {
+            State::Allocated(allocated) => Some(allocated),
+            _ => None,
+        };
         let state = match self.state {
             State::Allocated(_) => "allocated",
             State::Released => "released",
@@ -587,13 +603,18 @@ impl Allocation {
             id: self.id.to_string(),
             addresses: self.servers.iter().map(ToString::to_string).collect(),
             state: state.to_owned(),
-            since: unix_now - now.saturating_duration_since(self.since).as_secs_f64(),
+            since: ago(self.since),
             relayed: self.relayed().map(|addr| addr.to_string()).collect(),
+            allocated_at: allocated.map(|a| ago(a.since)),
+            allocation_expires_at: allocated
+                .map(|a| unix_now + a.expires_at.saturating_duration_since(now).as_secs_f64()),
             rtt: self.rtt.map(|rtt| rtt.as_secs_f64()),
             #[allow(clippy::cast_precision_loss)]
             credentials_expire_at: Some(self.credentials_expire_at as f64),
             channels: self.channels.bound(now),
-            last_error: self.last_error.map(|error| error.to_string()),
+            last_error: self.last_failure.map(|(_, error)| error.to_string()),
+            last_error_at: self.last_failure.map(|(at, _)| ago(at)),
+            ..RelayStatus::default()
         }
     }
 }

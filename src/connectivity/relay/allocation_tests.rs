@@ -210,16 +210,22 @@ fn allocation_is_refreshed_at_half_its_lifetime_with_nothing_extra() {
 }
 
 #[test]
-fn refresh_that_fails_once_is_repeated_and_leaves_no_error_behind() {
+fn refresh_that_fails_once_is_repeated_and_remembered_with_its_time() {
     let mut world = allocated(Style::Coturn);
     world.servers[0].errors.push_back((REFRESH, 500));
     world.run_secs(301);
-    let error = world.machine.status(world.now, 0.0).last_error;
-    assert_eq!(error.as_deref(), Some("the relay answers with error 500"));
+    assert_eq!(world.machine.last_error(), Some(RelayError::Refused(500)));
     assert!(world.machine.is_allocated());
     world.run_secs(20);
-    assert_eq!(world.machine.status(world.now, 0.0).last_error, None);
+    assert_eq!(world.machine.last_error(), None);
     assert_eq!(losses(&mut world), []);
+    let status = world.machine.status(world.now, 1000.0);
+    assert_eq!(
+        status.last_error.as_deref(),
+        Some("the relay answers with error 500")
+    );
+    let at = status.last_error_at.unwrap();
+    assert!((978.0..981.0).contains(&at), "{at}");
 }
 
 #[test]
@@ -487,6 +493,9 @@ fn refused_credentials_are_named_and_retried_rarely() {
         let status = world.machine.status(world.now, 1000.0);
         assert_eq!(status.state, "failed");
         assert!((979.0..=981.0).contains(&status.since), "{}", status.since);
+        assert_eq!(status.last_error_at, Some(status.since));
+        assert_eq!(status.allocated_at, None);
+        assert_eq!(status.allocation_expires_at, None);
         assert_eq!(
             status.last_error.as_deref(),
             Some("the relay refuses the credentials")
@@ -494,6 +503,8 @@ fn refused_credentials_are_named_and_retried_rarely() {
         world.run_secs(600);
         assert!(world.servers[0].count(ALLOCATE) <= 14);
         assert_eq!(losses(&mut world), [], "told once");
+        let later = world.machine.status(world.now, 1600.0);
+        assert!(later.last_error_at.unwrap() > later.since + 60.0);
     }
 }
 
@@ -986,8 +997,20 @@ fn status_describes_the_allocation() {
     assert_eq!(status.channels, 1);
     assert!((999_990.0..999_991.0).contains(&status.since));
     assert_eq!(status.credentials_expire_at, Some(2_145_916_800.0));
-    assert_eq!(status.last_error, None);
+    assert_eq!((status.last_error, status.last_error_at), (None, None));
     assert!((0.019..0.021).contains(&status.rtt.unwrap()));
+    assert_eq!(status.allocated_at, Some(status.since));
+    let ends = status.allocation_expires_at.unwrap();
+    let lifetime = ends - status.allocated_at.unwrap();
+    assert!((599.0..=600.0).contains(&lifetime), "{lifetime}");
+
+    world.run_secs(400);
+    let later = world.machine.status(world.now, 1_000_400.0);
+    assert_eq!(
+        later.allocated_at, status.allocated_at,
+        "refreshed, not made anew"
+    );
+    assert!((299.0..302.0).contains(&(later.allocation_expires_at.unwrap() - ends)));
 }
 
 proptest! {

@@ -56,22 +56,42 @@ pub(super) struct Chronicle {
     open: Option<(Instant, Option<SocketAddr>)>,
     next: EpisodeBegin,
     flaps: u32,
+    totals: Totals,
+}
+
+/// What happened in all episodes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Totals {
+    /// Allocations that were had.
+    pub(super) allocations: u64,
+    /// How often the portal withdrew the relay and changed its mind in time.
+    pub(super) flaps: u64,
 }
 
 impl Chronicle {
-    pub(super) fn of_successor() -> Self {
+    /// For what takes the place of relays with these totals.
+    pub(super) fn of_successor(totals: Totals) -> Self {
         Self {
             next: EpisodeBegin::Replaced,
+            totals,
             ..Self::default()
         }
     }
 
     pub(super) fn begin(&mut self, now: Instant, server: Option<SocketAddr>) {
-        self.open.get_or_insert((now, server));
+        if self.open.is_none() {
+            self.totals.allocations += 1;
+            self.open = Some((now, server));
+        }
     }
 
     pub(super) fn flap(&mut self) {
         self.flaps += 1;
+        self.totals.flaps += 1;
+    }
+
+    pub(super) fn totals(&self) -> Totals {
+        self.totals
     }
 
     pub(super) fn end(

@@ -13,7 +13,7 @@ use tracing::info;
 
 use super::candidates::{CandidateKind, DirectCandidates, Gathered, is_valid_candidate};
 use super::constants::{MAX_REMOVED, MIN_RTT_DEVIATION, RETIREMENT, RETIREMENT_OF_LAST};
-use super::episode::{Chronicle, Episode};
+use super::episode::{Chronicle, Episode, Totals};
 use super::{
     Allocation, AllocationEvent, ChannelPath, RelayError, RelayTimer, RelayTransmit, channel_data,
     stun,
@@ -163,7 +163,7 @@ impl RelaySet {
 
     fn upsert_one(&mut self, now: Instant, entry: RelayEntry) {
         let id = entry.id;
-        let mut chronicle = Chronicle::default();
+        let mut inherited = None;
         match self.relays.get_mut(&id) {
             Some(relay) if relay.is_same(&entry) => {
                 relay.entry.expires_at = entry.expires_at;
@@ -178,16 +178,14 @@ impl RelaySet {
             }
             Some(_) => {
                 info!(relay.id = %id, "Relay has another address or other credentials");
-                self.remove(now, id, RelayError::Replaced, Some(&entry));
-                chronicle = Chronicle::of_successor();
+                inherited = self.succeed(now, id, &entry, inherited);
             }
             None => info!(relay.id = %id, v4 = ?entry.v4, v6 = ?entry.v6, "New relay"),
         }
         // One 5-tuple can hold one allocation: a relay that came back under another id takes over.
         for socket in entry.v4.into_iter().chain(entry.v6) {
             if let Some(&other) = self.by_socket.get(&socket) {
-                self.remove(now, other, RelayError::Replaced, Some(&entry));
-                chronicle = Chronicle::of_successor();
+                inherited = self.succeed(now, other, &entry, inherited);
             }
         }
         for socket in entry.v4.into_iter().chain(entry.v6) {
@@ -198,9 +196,28 @@ impl RelaySet {
             allocation: Allocation::new(now, &entry, self.rng.random()),
             entry,
             retiring: None,
-            chronicle,
+            chronicle: inherited.map_or_else(Chronicle::default, Chronicle::of_successor),
         };
         self.relays.insert(id, relay);
+    }
+
+    /// Takes a relay out whose place `entry` takes, and adds what happened with it to `inherited`.
+    fn succeed(
+        &mut self,
+        now: Instant,
+        id: RelayId,
+        entry: &RelayEntry,
+        inherited: Option<Totals>,
+    ) -> Option<Totals> {
+        // An allocation that was had in this very moment counts.
+        self.drain_allocations(now);
+        let totals = self.relays.get(&id).map(|relay| relay.chronicle.totals());
+        self.remove(now, id, RelayError::Replaced, Some(entry));
+        let (one, other) = (totals.unwrap_or_default(), inherited.unwrap_or_default());
+        Some(Totals {
+            allocations: one.allocations + other.allocations,
+            flaps: one.flaps + other.flaps,
+        })
     }
 
     fn retire(&mut self, now: Instant, id: RelayId) {
@@ -526,6 +543,8 @@ impl RelaySet {
             .values()
             .map(|relay| {
                 let mut status = relay.allocation.status(now, unix_now);
+                let totals = relay.chronicle.totals();
+                (status.allocations, status.flaps) = (totals.allocations, totals.flaps);
                 if let Some(retiring) = relay.retiring {
                     "withdrawn".clone_into(&mut status.state);
                     status.since =

@@ -380,6 +380,49 @@ fn presence_flap_costs_nothing() {
     );
 }
 
+/// Allocations and flaps of the first relay.
+fn counts(world: &World<RelaySet>) -> (u64, u64) {
+    let status = &world.machine.statuses(world.now, 0.0)[0];
+    (status.allocations, status.flaps)
+}
+
+#[test]
+fn status_counts_flaps_and_allocations_through_all_changes() {
+    let mut world = usable(2);
+    assert_eq!(counts(&world), (1, 0));
+    for _ in 0..2 {
+        presence(&mut world, &[1], &[]);
+        world.run_secs(1);
+        presence(&mut world, &[], &[entry(1)]);
+        world.run_secs(1);
+    }
+    assert_eq!(counts(&world), (1, 2));
+    // Lost and had again.
+    world.servers[0].restart();
+    world.run_secs(10);
+    world.machine.poke(world.now, id(1));
+    world.run_secs(5);
+    assert_eq!(counts(&world), (2, 2));
+    // Other credentials, then another id for the same socket, as after a restart of the relay.
+    let mut other = entry(1);
+    other.username = "new:salt".to_owned();
+    world.servers[0]
+        .users
+        .insert(other.username.clone(), PASSWORD.to_owned());
+    presence(&mut world, &[], &[other.clone()]);
+    world.run_secs(10);
+    assert_eq!(counts(&world), (3, 2));
+    presence(&mut world, &[], &[RelayEntry { id: id(0), ..other }]);
+    world.run_secs(10);
+    assert_eq!(counts(&world), (4, 2));
+    // Gone for good is forgotten.
+    presence(&mut world, &[0], &[]);
+    world.run_secs(10);
+    presence(&mut world, &[], &[entry(1)]);
+    world.run_secs(1);
+    assert_eq!(counts(&world), (1, 0));
+}
+
 #[test]
 fn relay_in_both_lists_stays() {
     let mut world = usable(1);

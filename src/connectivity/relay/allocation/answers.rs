@@ -102,6 +102,7 @@ impl Allocation {
     ) {
         let (refresh_after, lifetime) = refresh_times(lifetime);
         self.state = State::Allocated(Allocated {
+            since: now,
             relayed: relayed.clone(),
             refresh_at: Some(now + refresh_after),
             expires_at: now + lifetime,
@@ -172,7 +173,7 @@ impl Allocation {
             }
             (Purpose::Refresh, _) => {
                 warn!(relay.id = %self.id, stun.error_code = code, "Relay refuses to refresh the allocation");
-                self.last_error = Some(RelayError::from_code(code));
+                self.note_error(now, RelayError::from_code(code));
                 self.retry_refresh(now);
             }
             (Purpose::ChannelBind { channel, peer }, _) => {

@@ -25,7 +25,7 @@ impl Allocation {
         }
         warn!(relay.id = %self.id, "Relay lost our allocation, allocating again");
         self.forget_allocation(now);
-        self.last_error = Some(RelayError::AllocationMismatch(437));
+        self.note_error(now, RelayError::AllocationMismatch(437));
         self.mismatches = 0;
         self.start_span();
         if let (Some(span), Some(active)) = (&self.span, self.active) {
@@ -67,7 +67,7 @@ impl Allocation {
         let same = self.failures > 0 && self.last_error == Some(cause);
         self.same_cause = if same { self.same_cause + 1 } else { 0 };
         self.failures = self.failures.saturating_add(1);
-        self.last_error = Some(cause);
+        self.note_error(now, cause);
         let delay = self.retry_delay(cause);
         self.state = State::Waiting {
             retry_at: delay.map(|d| now + d),
