@@ -28,6 +28,9 @@ const BINDING_RETRY: Duration = Duration::from_secs(1);
 const BINDING_GIVE_UP: Duration = Duration::from_secs(8);
 /// Pause before a failed address or allocation is tried again.
 const RESTART_PAUSE: Duration = Duration::from_secs(5);
+/// When the answer to a bind is lost, the TURN library neither repeats it nor gives it up. After
+/// this time the allocation is made anew.
+const BIND_GIVE_UP: Duration = Duration::from_secs(10);
 /// coturn keeps a deleted allocation for a second.
 const ERASE_PAUSE: Duration = Duration::from_millis(1500);
 /// Peers that may wait for an allocation (§3.4).
@@ -83,7 +86,7 @@ pub struct RelayPath {
     /// Peers a channel is wanted for.
     wanted: BTreeSet<SocketAddr>,
     /// Peers whose bind is under way; the TURN client would start a second one.
-    binding_channel: BTreeSet<SocketAddr>,
+    binding_channel: BTreeMap<SocketAddr, TurnInstant>,
     channels: HashMap<SocketAddr, u16>,
     peers: HashMap<u16, SocketAddr>,
 }
@@ -107,7 +110,7 @@ impl RelayPath {
             eraser: None,
             relayed: None,
             wanted: BTreeSet::new(),
-            binding_channel: BTreeSet::new(),
+            binding_channel: BTreeMap::new(),
             channels: HashMap::new(),
             peers: HashMap::new(),
         }
@@ -598,6 +601,12 @@ impl Relays {
             for path in &mut server.paths {
                 dirty |= path.drive_binding(now, out);
                 path.drive_eraser(now, out);
+                let stuck = |since: &TurnInstant| turn_now >= *since + BIND_GIVE_UP;
+                if path.binding_channel.values().any(stuck) {
+                    path.occupied = true;
+                    path.allocation_lost(now);
+                    dirty = true;
+                }
                 if path.turn_restart.is_some_and(|at| now >= at) {
                     path.turn_restart = None;
                     path.start_turn(&server.username, &server.password);
@@ -667,7 +676,7 @@ impl RelayPath {
 
     fn bind(&mut self, turn_now: TurnInstant, peer: SocketAddr) {
         if self.channels.contains_key(&peer)
-            || self.binding_channel.contains(&peer)
+            || self.binding_channel.contains_key(&peer)
             || self.relayed.is_none()
         {
             return;
@@ -678,7 +687,7 @@ impl RelayPath {
                 .bind_channel(TransportType::Udp, peer, turn_now)
                 .is_ok()
         {
-            self.binding_channel.insert(peer);
+            self.binding_channel.insert(peer, turn_now);
         }
     }
 
