@@ -29,6 +29,9 @@ const DISCONNECT_GRACE: Duration = Duration::from_secs(2);
 /// Without inner packets for this long, checks slow down (data-path spec §2.8).
 const IDLE_AFTER: Duration = Duration::from_secs(20);
 
+/// How long a candidate may be on its way to the client.
+const TELLING: Duration = Duration::from_secs(1);
+
 /// Relays per connection.
 const RELAYS: usize = 2;
 
@@ -77,11 +80,17 @@ pub(super) struct Connection {
     /// Relayed addresses that are local candidates here: whose, the address, its base. Those of a
     /// former relay stay until they are invalidated, so that traffic moves before they go.
     relayed: Vec<(RelayId, SocketAddr, SocketAddr)>,
+    /// Relayed addresses that the client may not know yet, and since when it has been on its way.
+    untold: Vec<(SocketAddr, Option<Instant>)>,
+    /// Whether what is to be signalled gets to the client.
+    can_signal: bool,
     added: Vec<Candidate>,
     invalidated: Vec<String>,
     /// Our public addresses, and the local address that each belongs to.
     reflexive: Vec<(SocketAddr, SocketAddr)>,
     /// The pair to send on, as the agent says.
+    chosen: Option<Ends>,
+    /// The best pair that the client permits.
     nominated: Option<Ends>,
     /// The same when the path was last looked at.
     was_nominated: Option<Ends>,
@@ -94,6 +103,7 @@ pub(super) struct Connection {
     told_doubt: Option<Instant>,
     search: Search,
     suspect: bool,
+    doubted: Option<RelayId>,
     path: Option<Path>,
     path_since: Option<Instant>,
     path_changes: u64,
@@ -118,9 +128,12 @@ impl Connection {
             remote: remote.clone(),
             relays: Vec::new(),
             relayed: Vec::new(),
+            untold: Vec::new(),
+            can_signal: true,
             added: Vec::new(),
             invalidated: Vec::new(),
             reflexive: Vec::new(),
+            chosen: None,
             nominated: None,
             was_nominated: None,
             in_use: None,
@@ -129,6 +142,7 @@ impl Connection {
             told_doubt: None,
             search: Search::default(),
             suspect: false,
+            doubted: None,
             path: None,
             path_since: None,
             path_changes: 0,
@@ -231,22 +245,54 @@ impl Connection {
     }
 
     /// Binds the connection to a relay and offers its relayed addresses.
-    pub(super) fn set_relay(&mut self, relay: RelayId, relayed: &[(SocketAddr, SocketAddr)]) {
+    pub(super) fn set_relay(
+        &mut self,
+        now: Instant,
+        relay: RelayId,
+        relayed: &[(SocketAddr, SocketAddr)],
+    ) {
         if !self.relays.contains(&relay) {
             self.relays.push(relay);
         }
         for (address, base) in relayed {
-            self.add_relayed(relay, *address, *base);
+            self.add_relayed(now, relay, *address, *base);
         }
     }
 
     /// A relay got a relayed address; it counts here only if it is this connection's relay.
-    pub(super) fn add_relayed(&mut self, relay: RelayId, address: SocketAddr, base: SocketAddr) {
+    pub(super) fn add_relayed(
+        &mut self,
+        now: Instant,
+        relay: RelayId,
+        address: SocketAddr,
+        base: SocketAddr,
+    ) {
         if !self.relays.contains(&relay) || self.relayed.contains(&(relay, address, base)) {
             return;
         }
         self.relayed.push((relay, address, base));
+        self.untold.push((address, self.can_signal.then_some(now)));
         self.add_local(Candidate::relayed(address, base, "udp"));
+    }
+
+    /// Whether candidates get to the client from now on.
+    pub(super) fn set_can_signal(&mut self, now: Instant, can_signal: bool) {
+        self.can_signal = can_signal;
+        for (_, since) in &mut self.untold {
+            *since = can_signal.then(|| since.unwrap_or(now));
+        }
+    }
+
+    /// Whether a check may leave from `source`. A client that meets a relayed address before it is
+    /// told of it takes it for better than a direct path through NAT, and keeps to that (RFC 8838
+    /// §10 forbids it, too). Without any path that is welcome.
+    pub(super) fn may_check_from(&mut self, now: Instant, source: SocketAddr) -> bool {
+        if self.path.is_none() {
+            return true;
+        }
+        self.untold
+            .retain(|(_, since)| since.is_none_or(|since| now < since + TELLING));
+        self.untold.iter().all(|(address, _)| *address != source)
     }
 
     /// These relayed addresses lead nowhere any more.
@@ -255,6 +301,8 @@ impl Connection {
             .into_iter()
             .partition(|(owner, address, _)| *owner == relay && addresses.contains(address));
         self.relayed = kept;
+        self.untold
+            .retain(|(address, _)| !addresses.contains(address));
         for (_, address, base) in gone {
             self.invalidate_local_relayed(address, base);
         }
@@ -276,8 +324,8 @@ impl Connection {
             candidate.set_ufrag(&self.local.username);
             self.invalidated.push(self.line(&candidate));
         }
-        if self.nominated.is_some_and(|(local, _)| local == address) {
-            self.nominated = None;
+        if self.chosen.is_some_and(|(local, _)| local == address) {
+            self.chosen = None;
         }
     }
 
@@ -372,6 +420,7 @@ impl Connection {
         // works: without the candidate the agent would have to ignore it.
         let accepted = self.agent.accepts_message(&message);
         if accepted && message.is_binding_request() {
+            self.untold.retain(|(address, _)| *address != local);
             if !self.agent.local_candidates().any(|c| c.addr() == local) {
                 self.add_host(local);
             }
@@ -421,14 +470,14 @@ impl Connection {
                         _ => None,
                     };
                     if state == IceConnectionState::Disconnected {
-                        self.nominated = None;
+                        self.chosen = None;
                     }
                 }
                 IceAgentEvent::NominatedSend {
                     source,
                     destination,
                     ..
-                } => self.nominated = Some((source, destination)),
+                } => self.chosen = Some((source, destination)),
                 IceAgentEvent::IceRestart(_) | IceAgentEvent::DiscoveredRecv { .. } => {}
             }
         }

@@ -145,6 +145,8 @@ pub struct Connectivity {
     owners: HashMap<(SocketAddr, SocketAddr), ClientId>,
     checks: HashMap<[u8; 12], ClientId>,
     check_order: VecDeque<(Instant, [u8; 12])>,
+    /// Whether candidates get to clients.
+    can_signal: bool,
     hosts: Vec<SocketAddr>,
     reflexive: Vec<(SocketAddr, SocketAddr)>,
     deadlines: Deadlines<ClientId>,
@@ -162,6 +164,7 @@ impl Connectivity {
             owners: HashMap::new(),
             checks: HashMap::new(),
             check_order: VecDeque::new(),
+            can_signal: true,
             hosts: Vec::new(),
             reflexive: Vec::new(),
             deadlines: Deadlines::new(),
@@ -177,6 +180,14 @@ impl Connectivity {
         }
         self.hosts.push(address);
         self.each_connection(now, |connection| connection.add_host(address));
+    }
+
+    /// Tells whether candidates that are signalled get to clients, which takes the portal.
+    pub fn set_can_signal(&mut self, now: Instant, can_signal: bool) {
+        if self.can_signal != can_signal {
+            self.can_signal = can_signal;
+            self.each_connection(now, |c| c.set_can_signal(now, can_signal));
+        }
     }
 
     /// Applies `init.relays`: nothing is removed by it (portal-channel spec §4.3).
@@ -226,6 +237,7 @@ impl Connectivity {
         }
         self.remove(client);
         let mut connection = Connection::new(now, local, remote);
+        connection.set_can_signal(now, self.can_signal);
         for host in &self.hosts {
             connection.add_host(*host);
         }
@@ -464,6 +476,7 @@ impl Connectivity {
                 self.check_order.push_back((now, id));
             }
             match connection.relay_of(source) {
+                Some(_) if is_request(&payload) && !connection.may_check_from(now, source) => {}
                 Some(relay) => {
                     // No channel yet: the check is repeated, and the channel is being bound.
                     if let Some(channel) = self.relays.channel_to(now, relay, destination)
@@ -510,6 +523,9 @@ impl Connectivity {
                 self.relays.poke(now, *relay);
             }
         }
+        if let Some(relay) = connection.take_doubted_relay() {
+            self.relays.poke(now, relay);
+        }
         if let Some(cause) = connection.failure(now) {
             failed = Some(cause);
         }
@@ -542,7 +558,7 @@ impl Connectivity {
             .map(|g| (g.addr, g.base))
             .collect();
         self.relays.poke(now, relay);
-        self.with_connection(now, client, |c| c.set_relay(relay, &relayed));
+        self.with_connection(now, client, |c| c.set_relay(now, relay, &relayed));
         self.bind_channels(now, client);
     }
 
@@ -577,7 +593,7 @@ impl Connectivity {
                     }
                     CandidateKind::Relayed => {
                         self.each_connection(now, |c| {
-                            c.add_relayed(gathered.relay, gathered.addr, gathered.base);
+                            c.add_relayed(now, gathered.relay, gathered.addr, gathered.base);
                         });
                         reassign = true;
                     }

@@ -251,6 +251,7 @@ impl World {
                 }
                 self.waiting.push(event);
             }
+            self.gateway.set_can_signal(self.now, self.portal);
             if self.portal {
                 for event in std::mem::take(&mut self.waiting) {
                     self.signal(&event);
@@ -580,6 +581,20 @@ fn a_relay_that_forgets_us_leaves_no_gap_while_another_one_is_warm() {
     let ip = w.gateway.describe(id()).unwrap().local.unwrap().ip();
     assert_ne!(w.relay_at(ip), Some(first));
     assert_eq!(w.gaps, 0, "{:?}", w.paths);
+}
+
+#[test]
+fn the_only_relay_is_allocated_anew_when_it_forgets_us_long_before_the_client_gives_up() {
+    for phase in 0..10 {
+        let mut w = World::with_relays(1);
+        let relay = over_a_relay(&mut w);
+        w.run(0.1 * f64::from(phase));
+        let allocations = w.relays[relay].count(ALLOCATE);
+        w.relays[relay].restart();
+        w.run(4.0);
+        assert!(w.relays[relay].count(ALLOCATE) > allocations, "{phase}");
+        assert_eq!(w.relays[relay].allocations(w.now), 1);
+    }
 }
 
 #[test]

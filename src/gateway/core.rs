@@ -108,13 +108,15 @@ impl Core {
     pub fn connected(&mut self, now: Instant) {
         self.joined = true;
         self.no_relays = None;
+        self.connectivity.set_can_signal(now, true);
         self.drain(now);
     }
 
     /// The channel is away: clients' traffic goes on, candidate changes are held, those included
     /// that were sent and may not have arrived (oldest first).
-    pub fn disconnected(&mut self, undelivered: Vec<Egress>) {
+    pub fn disconnected(&mut self, now: Instant, undelivered: Vec<Egress>) {
         self.joined = false;
+        self.connectivity.set_can_signal(now, false);
         // Answers belong to the lost session; whoever still needs one asks again.
         let queued = std::mem::take(&mut self.egress);
         self.hold_undelivered(undelivered.into_iter().chain(queued).collect());

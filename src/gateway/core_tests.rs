@@ -344,7 +344,7 @@ fn a_grant_expires_while_the_portal_is_away() {
     let mut w = World::new();
     w.authorize_with(1, &private(), Some(1_800_000_010));
     let mut tunn = w.connect_client();
-    w.core.disconnected(Vec::new());
+    w.core.disconnected(w.now, Vec::new());
     let left = Duration::from_secs(10) - Duration::from_millis(4000);
     w.core
         .handle_timeout(w.now + left - Duration::from_millis(1));
@@ -361,7 +361,7 @@ fn candidates_wait_for_the_portal_and_connections_outlive_its_absence() {
     w.authorize(1);
     w.egress();
     let _tunn = w.connect_client();
-    w.core.disconnected(Vec::new());
+    w.core.disconnected(w.now, Vec::new());
     w.core.add_host(w.now, sock("192.0.2.2:52625"));
     assert!(w.egress().is_empty(), "nothing leaves while away");
     assert!(w.core.wireguard.peer(client_id()).unwrap().path().is_some());

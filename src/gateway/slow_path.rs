@@ -374,7 +374,7 @@ impl SlowPath {
         let now = Instant::now();
         match event {
             Event::Connected => self.core.connected(now),
-            Event::Disconnected { undelivered, .. } => self.core.disconnected(undelivered),
+            Event::Disconnected { undelivered, .. } => self.core.disconnected(now, undelivered),
             Event::Message(message) => {
                 self.core.handle_portal(now, message);
                 // The next beat shows it. There are thousands of these at once when the portal

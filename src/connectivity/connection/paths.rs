@@ -14,7 +14,7 @@ use is::{Candidate, CandidateKind};
 
 use super::details::pair_priority;
 use super::pairs::Ends;
-use super::{ACTIVE, Connection, SUSPECT};
+use super::{ACTIVE, Connection, IDLE, SUSPECT};
 use crate::admin::model::PathReason;
 use crate::connectivity::relay::ChannelPath;
 use crate::datapath::peers::{Path, PathKind};
@@ -59,7 +59,32 @@ pub(super) struct Search {
 }
 
 impl Connection {
-    /// The pair to send on: the one that the agent chose, or one that lives if that one is dead.
+    /// The best pair that the client permits.
+    ///
+    /// The agent says which, but it ranks a pair by what it knew first: a relayed address that it
+    /// meets in a check before it is told of it counts as peer-reflexive, above what NAT routers
+    /// give, for good.
+    fn permitted(&self, now: Instant) -> Option<Ends> {
+        let lives = |(local, remote): Ends| self.is_ours(local) && self.is_theirs(remote);
+        let chosen = self.chosen?;
+        let rank = |ends| self.priority(ends);
+        let chosen_rank = lives(chosen).then(|| rank(chosen));
+        self.pairs
+            .alive(now, self.kept_for())
+            .filter(|(ends, nominated)| *nominated && lives(*ends))
+            .map(|(ends, _)| ends)
+            .filter(|ends| chosen_rank.is_none_or(|chosen| rank(*ends) > chosen))
+            .max_by_key(|ends| rank(*ends))
+            .or(Some(chosen).filter(|_| chosen_rank.is_some()))
+    }
+
+    /// How long a pair without an answer stays permitted; about as long as the agent keeps it.
+    fn kept_for(&self) -> Duration {
+        let profile = if self.idle { &IDLE } else { &ACTIVE };
+        profile.max * u32::try_from(profile.retransmits).unwrap_or(u32::MAX)
+    }
+
+    /// The pair to send on: the one that is nominated, or one that lives if that one is dead.
     fn preferred(&self, now: Instant) -> Option<Ends> {
         let Some(chosen) = self.nominated else {
             // Before the client's first word nothing is sent; but when a pair is taken away under
@@ -75,7 +100,7 @@ impl Connection {
     fn best_alive(&self, now: Instant) -> Option<Ends> {
         self.pairs
             .alive(now, self.alive_within())
-            .filter(|(ends, _)| self.is_ours(ends.0))
+            .filter(|(ends, _)| self.is_ours(ends.0) && self.is_theirs(ends.1))
             .max_by_key(|(ends, nominated)| (*nominated, self.priority(*ends)))
             .map(|(ends, _)| ends)
     }
@@ -106,10 +131,20 @@ impl Connection {
         }
     }
 
+    /// The relay that the path in use goes through, if it has just become doubtful: it may have been
+    /// restarted and know nothing of us, which it says when asked.
+    pub(in crate::connectivity) fn take_doubted_relay(&mut self) -> Option<RelayId> {
+        self.doubted.take()
+    }
+
     fn is_their_relay(&self, remote: SocketAddr) -> bool {
         self.agent
             .remote_candidates()
             .any(|c| c.addr() == remote && c.kind() == CandidateKind::Relayed)
+    }
+
+    fn is_theirs(&self, remote: SocketAddr) -> bool {
+        self.agent.remote_candidates().any(|c| c.addr() == remote)
     }
 
     fn is_ours(&self, local: SocketAddr) -> bool {
@@ -156,6 +191,9 @@ impl Connection {
         self.told_doubt = silent_since.filter(|at| *at <= now);
         if suspect != self.suspect {
             self.suspect = suspect;
+            if suspect && let Some((local, _)) = ends {
+                self.doubted = self.relay_of(local);
+            }
             if !self.idle {
                 self.apply(if suspect { &SUSPECT } else { &ACTIVE });
             }
@@ -202,6 +240,7 @@ impl Connection {
         now: Instant,
         channel_to: impl Fn(RelayId, SocketAddr) -> Option<ChannelPath>,
     ) -> Option<(Option<Path>, PathReason)> {
+        self.nominated = self.permitted(now);
         let preferred = self.preferred(now);
         let path = preferred.and_then(|(local, remote)| {
             let remote_relayed = self.is_their_relay(remote);
@@ -264,7 +303,7 @@ impl Connection {
             if !self.is_ours(local) {
                 return PathReason::RelayLost;
             }
-            if !self.agent.remote_candidates().any(|c| c.addr() == remote) {
+            if !self.is_theirs(remote) {
                 return PathReason::Withdrawn;
             }
         }
@@ -334,7 +373,7 @@ impl Connection {
             .pairs
             .alive(now, self.alive_within())
             .map(|(ends, _)| ends)
-            .filter(|ends| self.is_ours(ends.0))
+            .filter(|ends| self.is_ours(ends.0) && self.is_theirs(ends.1))
             .collect();
         if alive.is_empty() {
             return;

@@ -554,7 +554,13 @@ impl Allocation {
     /// Checks that the relay still serves us: refreshes an allocation, retries a failed relay at
     /// once. At most every [`POKE_INTERVAL`], because what calls this may flap.
     pub fn poke(&mut self, now: Instant) {
-        if now.saturating_duration_since(self.last_poke) < POKE_INTERVAL {
+        let allowed = self.last_poke + POKE_INTERVAL;
+        if now < allowed {
+            // Not now, but then: what was asked for may happen just after it was last looked at.
+            if let State::Allocated(allocated) = &mut self.state {
+                let planned = &mut allocated.refresh_at;
+                *planned = planned.map(|at| at.min(allowed));
+            }
             return;
         }
         self.last_poke = now;

@@ -287,6 +287,23 @@ fn another_address_is_told_when_the_relay_sees_it_at_the_next_allocation() {
 }
 
 #[test]
+fn a_check_that_comes_too_soon_is_made_when_it_is_allowed() {
+    let mut world = allocated(Style::Stock);
+    world.run_secs(10);
+    world.machine.poke(world.now);
+    world.run_secs(1);
+    world.servers[0].restart();
+    let before = world.servers[0].count(REFRESH);
+    for _ in 0..10 {
+        world.machine.poke(world.now);
+    }
+    world.run_secs(1);
+    assert_eq!(world.servers[0].count(REFRESH), before, "too soon");
+    world.run_secs(5);
+    assert_eq!(world.allocations(0), 1);
+}
+
+#[test]
 fn sending_into_silence_does_not_hide_a_dead_relay() {
     let mut world = allocated(Style::Stock);
     world.machine.bind_channel(world.now, peer(1));

@@ -168,7 +168,8 @@ pub(super) struct World {
     traced_from: Option<f64>,
     /// Whether gateway and clients are still running.
     running: bool,
-    /// Whether the gateway's public address or port ever changed.
+    /// Whether a relay may hold an allocation that the gateway could not give back: its public
+    /// address changed, or the relay was out of reach and is now used by its other address.
     pub(super) moved: bool,
     pub(super) story: Vec<String>,
     kinds: Vec<Option<PathKind>>,
@@ -342,6 +343,7 @@ impl World {
     /// A relay answers nothing, or does again.
     pub(super) fn silence_relay(&mut self, relay: usize, silent: bool) {
         self.network.set_down(self.relays[relay].host, silent);
+        self.moved |= silent;
         self.tell(format!("relay {relay} silent: {silent}"));
     }
 
@@ -418,7 +420,7 @@ impl World {
             Mail::Portal(_, _, egress) => egress,
             _ => None,
         });
-        self.core.disconnected(lost.collect());
+        self.core.disconnected(self.now, lost.collect());
         let now = self.wall_now();
         let ended = || firezone_lab::portal::core::Ending {
             by: "transport",
@@ -939,6 +941,10 @@ impl World {
         }
         for relay in self.core.relays(self.now, self.wall()) {
             lines.push(format!("gateway: {relay:?}"));
+        }
+        for client in self.core.client_statuses(self.now, self.wall(), true) {
+            let text = serde_json::to_string(&client).unwrap_or_default();
+            lines.push(format!("gateway: {text}"));
         }
         for (n, device) in self.devices.iter().enumerate() {
             let status = device.core.status(self.now);
