@@ -1,5 +1,6 @@
 //! Which path comes of which network.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use super::nat::{Behaviour, Scope};
@@ -95,7 +96,7 @@ pub(super) fn best(world: &World, plan: &Plan, client: usize) -> [Option<PathKin
             worst,
         })
     };
-    let all = || (0..relays.len());
+    let all = || 0..relays.len();
     [
         all().map(|n| ask(false, n)).min_by_key(|kind| rank(*kind)),
         all().map(|n| ask(true, n)).max_by_key(|kind| rank(*kind)),
@@ -346,6 +347,53 @@ fn without_relays_the_portal_is_asked_rarely_and_an_offer_helps_at_once() {
     assert!(
         served.is_some_and(|after| after <= Duration::from_secs(5)),
         "{served:?} {}",
+        world.report()
+    );
+}
+
+/// Relays come and go while a client behind NAT has a direct path.
+fn churn(rounds: usize, pause: f64) -> World {
+    // The client's router lets in whatever comes, also what it has not asked for.
+    let (gateway, client) = (access(CONE, V6::None), access(KINDS[1].1, V6::None));
+    let mut world = World::new(&plan(gateway, client, Style::Stock));
+    world.run_secs(10.0);
+    assert_eq!(world.kind(0), Some(PathKind::Direct));
+    // Longer than it takes to get a relayed address and to check from there.
+    world.portal_delay = Duration::from_millis(200);
+    let answered = world.devices[0].flow.answers.len();
+    let since = world.now;
+    for n in 0..rounds {
+        world.offer_relays(&[[0, 1], [1, 0]][n % 2][..n % 3]);
+        world.run_secs(pause);
+    }
+    world.offer_relays(&[0, 1]);
+    world.run_secs(5.0);
+    let seconds = (world.now - since).as_secs_f64();
+    let answers = world.devices[0].flow.answers.len() - answered;
+    // Four a second, and one may be under way.
+    assert!(answers as f64 >= 4.0 * seconds - 1.0, "{answers}");
+    world
+}
+
+fn path_changes(world: &World) -> u64 {
+    world.core.client_statuses(world.now, world.wall(), false)[0].path_changes
+}
+
+#[test]
+fn a_thousand_presence_flaps_cost_a_direct_path_no_packet() {
+    let world = churn(1000, 0.3);
+    assert_eq!(path_changes(&world), 0, "{}", world.report());
+}
+
+#[test]
+fn relays_that_are_replaced_again_and_again_do_not_draw_a_direct_path_to_them() {
+    let world = churn(60, 8.0);
+    assert_eq!(path_changes(&world), 0, "{}", world.report());
+    let way = world.devices[0].way(world.now).unwrap();
+    assert_eq!(
+        way.1.ip(),
+        IpAddr::from([198, 51, 100, 1]),
+        "{}",
         world.report()
     );
 }

@@ -41,7 +41,7 @@ const SECRET: &str = "simulated";
 /// Where the resource is that all clients talk to.
 const RESOURCE: [u8; 4] = [10, 20, 0, 1];
 const RESOURCE_ID: Uuid = Uuid::from_u128(0x5b5b);
-/// One way between anybody and the portal.
+/// Unless a test says otherwise.
 const PORTAL_DELAY: Duration = Duration::from_millis(20);
 /// The time of day at the start.
 const WALL: Duration = Duration::from_secs(1_800_000_000);
@@ -161,6 +161,8 @@ pub(super) struct World {
     mail: BTreeMap<(Instant, u64), Mail>,
     mails: u64,
     pub(super) portal_up: bool,
+    /// One way between anybody and the portal.
+    pub(super) portal_delay: Duration,
     /// How often the gateway's timers fired since this was last reset.
     pub(super) wake_ups: u64,
     /// Packets that came out of the tunnel for somebody else than they were meant for.
@@ -258,6 +260,7 @@ impl World {
             mail: BTreeMap::new(),
             mails: 0,
             portal_up: true,
+            portal_delay: PORTAL_DELAY,
             wake_ups: 0,
             astray: 0,
             traced_from: std::env::var("FIREZONE_TRACE")
@@ -467,7 +470,7 @@ impl World {
     fn post(&mut self, mail: Mail) {
         self.mails += 1;
         self.mail
-            .insert((self.now + PORTAL_DELAY, self.mails), mail);
+            .insert((self.now + self.portal_delay, self.mails), mail);
     }
 
     fn collect_mail(&mut self) {
@@ -973,7 +976,7 @@ impl World {
 
 impl Device {
     /// The pair that it sends on.
-    fn way(&self, now: Instant) -> Option<(SocketAddr, SocketAddr)> {
+    pub(super) fn way(&self, now: Instant) -> Option<(SocketAddr, SocketAddr)> {
         let status = self.core.status(now);
         let gateway = status.gateways.first()?;
         Some((gateway.local.as_ref()?.addr, gateway.remote.as_ref()?.addr))
