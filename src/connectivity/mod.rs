@@ -7,7 +7,7 @@ mod connection;
 pub mod relay;
 mod timers;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::time::{Duration, Instant, SystemTime};
@@ -139,7 +139,8 @@ pub enum Upsert {
 /// All connections and relays.
 pub struct Connectivity {
     relays: RelaySet,
-    connections: HashMap<ClientId, Connection>,
+    /// In order, so that what happens to all happens alike each time.
+    connections: BTreeMap<ClientId, Connection>,
     by_ufrag: HashMap<String, ClientId>,
     /// Whose checks were answered on a pair.
     owners: HashMap<(SocketAddr, SocketAddr), ClientId>,
@@ -159,7 +160,7 @@ impl Connectivity {
     pub fn new(seed: u64) -> Self {
         Self {
             relays: RelaySet::new(seed),
-            connections: HashMap::new(),
+            connections: BTreeMap::new(),
             by_ufrag: HashMap::new(),
             owners: HashMap::new(),
             checks: HashMap::new(),

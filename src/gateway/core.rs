@@ -1,7 +1,7 @@
 //! The slow path's decisions: portal messages, datagrams and instants in; portal messages,
 //! datagrams and commands out. No socket, clock or task inside.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -51,7 +51,7 @@ pub struct Core {
     outbox: Outbox,
     set_ups: SetUps,
     stories: VecDeque<Story>,
-    clients: HashMap<ClientId, ClientState>,
+    clients: BTreeMap<ClientId, ClientState>,
     interface: Option<Interface>,
     joined: bool,
     no_relays: Option<Instant>,
@@ -82,7 +82,7 @@ impl Core {
             outbox: Outbox::default(),
             set_ups: SetUps::default(),
             stories: VecDeque::new(),
-            clients: HashMap::new(),
+            clients: BTreeMap::new(),
             interface: None,
             joined: false,
             no_relays: None,

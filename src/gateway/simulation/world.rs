@@ -205,7 +205,7 @@ impl World {
                 unix_ms: WALL.as_millis() as u64,
             },
             policy(&offered),
-            Store::open(None).expect("in memory"),
+            Store::open(None).expect("in memory").in_order(),
             Timings::default(),
         );
         let table = Arc::new(PeerTable::new());

@@ -132,6 +132,7 @@ pub struct Store {
     contents: Contents,
     path: Option<PathBuf>,
     dirty: bool,
+    in_order: bool,
 }
 
 impl Store {
@@ -163,7 +164,15 @@ impl Store {
             contents,
             path,
             dirty: true,
+            in_order: false,
         })
+    }
+
+    /// Ids count up, so that tests that sort by them run alike each time.
+    #[must_use]
+    pub fn in_order(mut self) -> Self {
+        self.in_order = true;
+        self
     }
 
     /// Id of the account.
@@ -209,9 +218,14 @@ impl Store {
         let host = u32::try_from(self.contents.identities.len() + 1)
             .ok()
             .filter(|host| *host < HOSTS)?;
+        let id = if self.in_order {
+            Uuid::from_u128(u128::from(host))
+        } else {
+            Uuid::new_v4()
+        };
         self.contents.identities.push(Identity {
             role,
-            id: Uuid::new_v4(),
+            id,
             external_id: external_id.to_owned(),
             name: name.to_owned(),
             public_key: String::new(),
