@@ -276,13 +276,23 @@ fn schedules(shard: u64, shards: u64) {
 }
 
 #[test]
-fn every_random_network_ends_on_the_best_path_1_of_2() {
-    schedules(0, 2);
+fn every_random_network_ends_on_the_best_path_1_of_4() {
+    schedules(0, 4);
 }
 
 #[test]
-fn every_random_network_ends_on_the_best_path_2_of_2() {
-    schedules(1, 2);
+fn every_random_network_ends_on_the_best_path_2_of_4() {
+    schedules(1, 4);
+}
+
+#[test]
+fn every_random_network_ends_on_the_best_path_3_of_4() {
+    schedules(2, 4);
+}
+
+#[test]
+fn every_random_network_ends_on_the_best_path_4_of_4() {
+    schedules(3, 4);
 }
 
 #[test]

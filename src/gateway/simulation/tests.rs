@@ -154,6 +154,20 @@ fn letter(kind: Option<PathKind>) -> char {
     ['D', '1', '2', '-'][usize::from(rank(kind))]
 }
 
+#[test]
+fn the_documentation_shows_this_table() {
+    let text = include_str!("../../../docs/connectivity.md");
+    let rows: Vec<String> = text
+        .lines()
+        .filter_map(|line| {
+            let mut cells = line.strip_prefix("| ")?.strip_suffix(" |")?.split(" | ");
+            let (_, row) = (cells.next()?, cells.collect::<String>());
+            (row.len() == 8 && row.chars().all(|c| "D12".contains(c))).then_some(row)
+        })
+        .collect();
+    assert_eq!(rows, MATRIX);
+}
+
 fn matrix(style: Style) {
     let found = KINDS.map(|(ours, gateway)| {
         let row = KINDS.map(|(theirs, client)| {
