@@ -17,4 +17,5 @@ pub mod net;
 pub mod packet;
 pub mod portal;
 pub mod telemetry;
+mod timers;
 pub mod wireguard;

@@ -5,7 +5,6 @@
 
 mod connection;
 pub mod relay;
-mod timers;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
@@ -17,11 +16,11 @@ use is::stun::StunMessage;
 use self::connection::Connection;
 use self::relay::episode::Episode;
 use self::relay::{CandidateKind, Handled, RelaySet, RelaySetEvent, channel_data};
-use self::timers::Deadlines;
 use crate::admin::model::{CandidateStatus, PairStatus, PathReason, RelayStatus};
 use crate::datapath::peers::{Path, PathKind};
 use crate::ids::{ClientId, RelayId};
 use crate::portal::messages::{IceCredentials, RelayEntry, RelaysPresence};
+use crate::timers::Deadlines;
 
 /// How long the transaction id of a connectivity check is remembered. Longer than the largest
 /// retransmission interval, so that slow answers still count.

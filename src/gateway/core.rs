@@ -405,6 +405,7 @@ impl Core {
         for client in active {
             self.set_ups.packet(now, client);
             self.connectivity.note_activity(now, client);
+            self.wireguard.note_activity(now, client);
         }
         self.set_ups.tick(now);
     }

@@ -23,9 +23,17 @@ use crate::access::DropReason;
 use crate::datapath::peers::{IndexPool, Path, Peer, PeerTable};
 use crate::ids::ClientId;
 use crate::portal::messages::PresharedKey;
+use crate::timers::Deadlines;
 
-/// How often every session's timers are looked at; boringtun's clock is as coarse as this.
+/// How often the timers of a session in use are looked at; boringtun, which does not say when they
+/// are due, has a clock as coarse as this.
 const TIMER_STEP: Duration = Duration::from_millis(500);
+/// The same for a session that nothing goes through. What its timers do then, giving up old keys, is
+/// a matter of minutes.
+const IDLE_STEP: Duration = Duration::from_secs(5);
+/// For so long after its last packet or handshake a session is in use: longer than any timer that
+/// they start, keep-alive and a handshake for want of an answer.
+const IN_USE: Duration = Duration::from_secs(30);
 
 /// A connection whose re-keys stay unanswered this long has failed (data-path spec §2.8).
 const GIVE_UP: Duration = Duration::from_secs(20);
@@ -99,6 +107,7 @@ struct Session {
     /// Since when our own initiations are unanswered.
     unanswered_since: Option<Instant>,
     last_handshake: Option<Instant>,
+    in_use_until: Instant,
 }
 
 /// Every client's WireGuard session; one static key per process.
@@ -116,7 +125,11 @@ pub struct WireGuard {
     table: Arc<PeerTable>,
     outgoing: VecDeque<Outgoing>,
     events: VecDeque<Event>,
-    next_step: Option<Instant>,
+    /// When each session's timers are to be looked at.
+    timers: Deadlines<ClientId>,
+    /// How often that happened.
+    #[cfg(test)]
+    looked_at: u64,
 }
 
 impl WireGuard {
@@ -140,7 +153,9 @@ impl WireGuard {
             table,
             outgoing: VecDeque::new(),
             events: VecDeque::new(),
-            next_step: None,
+            timers: Deadlines::new(),
+            #[cfg(test)]
+            looked_at: 0,
         }
     }
 
@@ -191,9 +206,10 @@ impl WireGuard {
                 held: VecDeque::new(),
                 unanswered_since: None,
                 last_handshake: None,
+                in_use_until: now + IN_USE,
             },
         );
-        self.next_step.get_or_insert(now + TIMER_STEP);
+        self.timers.set(client, Some(now + TIMER_STEP));
         Some(peer)
     }
 
@@ -206,9 +222,7 @@ impl WireGuard {
         self.by_key.remove(&session.public_key);
         self.by_index.remove(&session.peer.index);
         self.indices.give(session.peer.index);
-        if self.sessions.is_empty() {
-            self.next_step = None;
-        }
+        self.timers.clear(&client);
     }
 
     /// The client as the workers see it.
@@ -309,6 +323,8 @@ impl WireGuard {
                 result = tunn.decapsulate(None, &[], &mut buffer);
             }
         }
+        session.in_use_until = now + IN_USE;
+        self.timers.set_earlier(client, now + TIMER_STEP);
         if !replies.is_empty() {
             session.unanswered_since = None;
             session.last_handshake = Some(now);
@@ -360,41 +376,57 @@ impl WireGuard {
         }
     }
 
+    /// Tells that packets went to or came from a client.
+    pub fn note_activity(&mut self, now: Instant, client: ClientId) {
+        if let Some(session) = self.sessions.get_mut(&client) {
+            session.in_use_until = now + IN_USE;
+            self.timers.set_earlier(client, now + TIMER_STEP);
+        }
+    }
+
     /// Runs the sessions' timers that are due.
     pub fn handle_timeout(&mut self, now: Instant) {
-        if self.next_step.is_none_or(|at| now < at) {
-            return;
+        while let Some(client) = self.timers.pop_due(now) {
+            self.run_timers(now, client);
         }
-        self.next_step = (!self.sessions.is_empty()).then_some(now + TIMER_STEP);
+    }
+
+    fn run_timers(&mut self, now: Instant, client: ClientId) {
+        let Some(session) = self.sessions.get_mut(&client) else {
+            return;
+        };
+        #[cfg(test)]
+        {
+            self.looked_at += 1;
+        }
         let mut buffer = [0; SCRATCH];
-        for (client, session) in &mut self.sessions {
-            let mut message = None;
-            {
-                let mut tunn = session.peer.tunn();
-                match tunn.update_timers(&mut buffer) {
-                    TunnResult::WriteToNetwork(m) => message = Some(m.to_vec()),
-                    TunnResult::Err(WireGuardError::ConnectionExpired) => {
-                        self.events.push_back(Event::Failed(*client));
-                    }
-                    _ => {}
-                }
+        let mut message = None;
+        match session.peer.tunn().update_timers(&mut buffer) {
+            TunnResult::WriteToNetwork(m) => message = Some(m.to_vec()),
+            TunnResult::Err(WireGuardError::ConnectionExpired) => {
+                self.events.push_back(Event::Failed(client));
             }
-            let Some(message) = message else { continue };
-            // Message type 1 is an initiation; the other kind is a keep-alive.
-            if message.first() == Some(&1) {
-                let since = *session.unanswered_since.get_or_insert(now);
-                if now.duration_since(since) >= GIVE_UP {
-                    self.events.push_back(Event::Failed(*client));
-                    continue;
-                }
+            _ => {}
+        }
+        // Message type 1 is an initiation; the other kind is a keep-alive.
+        if message.as_ref().is_some_and(|m| m.first() == Some(&1)) {
+            let since = *session.unanswered_since.get_or_insert(now);
+            if now.duration_since(since) >= GIVE_UP {
+                self.events.push_back(Event::Failed(client));
+                message = None;
             }
+        }
+        if let Some(message) = message {
             Self::send(session, &mut self.outgoing, message);
         }
+        let in_use = now < session.in_use_until || session.unanswered_since.is_some();
+        let step = if in_use { TIMER_STEP } else { IDLE_STEP };
+        self.timers.set(client, Some(now + step));
     }
 
     /// When [`Self::handle_timeout`] has something to do next.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.next_step
+        self.timers.next()
     }
 
     /// The next datagram to send.

@@ -379,3 +379,42 @@ fn only_data_of_sufficient_length_counts_as_data() {
     message[1] = 1;
     assert_eq!(data_receiver(&message), None, "reserved bytes must be zero");
 }
+
+#[test]
+fn a_wake_up_touches_only_the_sessions_that_are_due() {
+    const CLIENTS: u128 = 2000;
+    let (mut wg, _, start) = new();
+    for n in 0..CLIENTS {
+        let key = [(n % 251) as u8, (n / 251) as u8, 9].repeat(11)[..32].to_vec();
+        let now = start + Duration::from_millis(n as u64);
+        let client = ClientId(Uuid::from_u128(n));
+        wg.insert(now, client, key.try_into().unwrap(), PSK)
+            .unwrap();
+    }
+    let run = |wg: &mut WireGuard, seconds: u64, from: Instant| {
+        let (end, mut most) = (from + Duration::from_secs(seconds), 0);
+        let before = wg.looked_at;
+        while let Some(at) = wg.poll_timeout().filter(|at| *at <= end) {
+            let before = wg.looked_at;
+            wg.handle_timeout(at);
+            most = most.max(wg.looked_at - before);
+        }
+        (wg.looked_at - before, most)
+    };
+    let idle = start + IN_USE + Duration::from_secs(10);
+    run(&mut wg, 40, start);
+    let (all, most) = run(&mut wg, 60, idle);
+    // Each every five seconds, and none because of another one.
+    assert_eq!(all, 12 * CLIENTS as u64);
+    assert!(most <= 10, "{most} at once");
+
+    // One that is in use again is looked at often, alone.
+    let later = idle + Duration::from_secs(60);
+    wg.note_activity(later, ClientId(Uuid::from_u128(7)));
+    let (busy, _) = run(&mut wg, 20, later);
+    let idle_share = 4 * CLIENTS as u64;
+    assert!(
+        (idle_share + 30..=idle_share + 40).contains(&busy),
+        "{busy}"
+    );
+}

@@ -32,6 +32,13 @@ impl<K: Copy + Ord + Hash> Deadlines<K> {
         }
     }
 
+    /// Sets the deadline of `key` unless it has an earlier one.
+    pub(crate) fn set_earlier(&mut self, key: K, at: Instant) {
+        if self.current.get(&key).is_none_or(|current| at < *current) {
+            self.set(key, Some(at));
+        }
+    }
+
     /// Removes the deadline of `key`.
     pub(crate) fn clear(&mut self, key: &K) {
         if let Some(at) = self.current.remove(key) {
