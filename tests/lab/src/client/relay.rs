@@ -28,8 +28,8 @@ const BINDING_RETRY: Duration = Duration::from_secs(1);
 const BINDING_GIVE_UP: Duration = Duration::from_secs(8);
 /// Pause before a failed address or allocation is tried again.
 const RESTART_PAUSE: Duration = Duration::from_secs(5);
-/// When the answer to a bind is lost, the TURN library neither repeats it nor gives it up. After
-/// this time the allocation is made anew.
+/// When the answer to a bind is lost, the TURN library neither repeats it nor gives it up, nor lets
+/// it be begun again. After this time the allocation is made anew.
 const BIND_GIVE_UP: Duration = Duration::from_secs(10);
 /// coturn keeps a deleted allocation for a second.
 const ERASE_PAUSE: Duration = Duration::from_millis(1500);
@@ -681,12 +681,9 @@ impl RelayPath {
         {
             return;
         }
-        // Refused while a number cools down; asked again on the next send.
-        if let Some(turn) = &mut self.turn
-            && turn
-                .bind_channel(TransportType::Udp, peer, turn_now)
-                .is_ok()
-        {
+        if let Some(turn) = &mut self.turn {
+            // What it refuses, because of a bind that came to nothing before, counts as stuck, too.
+            let _ = turn.bind_channel(TransportType::Udp, peer, turn_now);
             self.binding_channel.insert(peer, turn_now);
         }
     }
