@@ -473,6 +473,17 @@ impl Connectivity {
                 }),
             }
         }
+        let relays = &self.relays;
+        if let Some(path) =
+            connection.path_change(now, |relay, peer| relays.channel_to(now, relay, peer))
+        {
+            self.events.push_back(Event::PathChanged { client, path });
+            // A relay that has restarted answers keep-alives, but knows nothing of us any more.
+            for relay in connection.relays() {
+                self.relays.poke(now, *relay);
+            }
+        }
+        // Only now: leaving a dead path is something to tell the client at once.
         let (added, invalidated) = connection.take_signals();
         if !added.is_empty() {
             self.events.push_back(Event::CandidatesAdded {
@@ -485,16 +496,6 @@ impl Connectivity {
                 client,
                 candidates: invalidated,
             });
-        }
-        let relays = &self.relays;
-        if let Some(path) =
-            connection.path_change(now, |relay, peer| relays.channel_to(now, relay, peer))
-        {
-            self.events.push_back(Event::PathChanged { client, path });
-            // A relay that has restarted answers keep-alives, but knows nothing of us any more.
-            for relay in connection.relays() {
-                self.relays.poke(now, *relay);
-            }
         }
         if let Some(cause) = connection.failure(now) {
             failed = Some(cause);
