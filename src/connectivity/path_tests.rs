@@ -22,7 +22,7 @@ const CLIENT: &str = "203.0.113.9:40000";
 /// The other family, where both have it; preferred, and lost together with the first.
 const GATEWAY_V6: &str = "[2001:db8:1::1]:52625";
 const CLIENT_V6: &str = "[2001:db8:2::9]:40000";
-/// Where the client's own relay lends it an address; always reached.
+/// Where the client's own relay lends it an address.
 const CLIENT_RELAYED: &str = "192.0.2.9:50000";
 const RELAYS: [&str; 2] = ["192.0.2.1:3478", "192.0.2.2:3478"];
 
@@ -34,6 +34,8 @@ struct World {
     /// Share of datagrams between the two that are lost; relays have a loss of their own:
     /// they can be silent.
     direct_loss: f64,
+    /// The client's own relay is gone.
+    client_relay_silent: bool,
     rng: SmallRng,
     /// Whether candidates get through, which takes the portal.
     portal: bool,
@@ -109,6 +111,7 @@ impl World {
                 })
                 .collect(),
             direct_loss: 0.0,
+            client_relay_silent: false,
             rng: SmallRng::seed_from_u64(7),
             portal: true,
             waiting: Vec::new(),
@@ -202,7 +205,9 @@ impl World {
                         }
                     }
                 } else if t.destination == sock(CLIENT_RELAYED) {
-                    self.arrive_at_client(sock(GATEWAY), t.destination, &t.payload);
+                    if !self.client_relay_silent {
+                        self.arrive_at_client(sock(GATEWAY), t.destination, &t.payload);
+                    }
                 } else if [sock(CLIENT), sock(CLIENT_V6)].contains(&t.destination) && !self.lost() {
                     let v6 = t.destination.is_ipv6();
                     let source = sock(if v6 { GATEWAY_V6 } else { GATEWAY });
@@ -213,7 +218,12 @@ impl World {
                 quiet = false;
                 let bytes: Vec<u8> = t.contents.into();
                 if [sock(GATEWAY), sock(GATEWAY_V6)].contains(&t.destination) {
-                    if t.source == sock(CLIENT_RELAYED) || !self.lost() {
+                    let arrives = if t.source == sock(CLIENT_RELAYED) {
+                        !self.client_relay_silent
+                    } else {
+                        !self.lost()
+                    };
+                    if arrives {
                         self.gateway
                             .handle_packet(self.now, t.destination, t.source, &bytes);
                     }
@@ -551,6 +561,27 @@ fn a_relay_that_dies_is_replaced_by_the_one_that_is_kept_warm() {
         assert!(at - cut <= Duration::from_secs(4), "{:?}", at - cut);
         let after: usize = w.relays.iter().map(|r| r.count(ALLOCATE)).sum();
         assert_eq!(allocations, after, "nothing had to be allocated for it");
+    }
+}
+
+#[test]
+fn the_clients_own_relay_is_left_as_quickly_as_one_of_ours() {
+    for phase in 0..10 {
+        let mut w = World::with(2, false, true);
+        // The better one of ours is away, so that the client's is the best there is. Until then our
+        // address has been offered more than once.
+        w.relays[0].silent = true;
+        w.direct_loss = 1.0;
+        w.run(40.0 + 0.1 * f64::from(phase));
+        assert_eq!(w.kind(), Some(PathKind::RelayRemote));
+        w.client_relay_silent = true;
+        let cut = w.now;
+        w.run(6.0);
+        assert_eq!(w.kind(), Some(PathKind::RelayLocal));
+        assert!(w.paths[0].0 <= Duration::from_millis(2300), "{:?}", w.paths);
+        let (at, to) = w.client_sends_to.unwrap();
+        assert_eq!(w.relay_at(to.ip()), Some(1), "{to}");
+        assert!(at - cut <= Duration::from_secs(3), "{:?}", at - cut);
     }
 }
 
