@@ -483,6 +483,10 @@ impl Connectivity {
                 self.relays.poke(now, *relay);
             }
         }
+        // The same where there is nothing else to turn to.
+        if let Some(relay) = connection.take_doubted() {
+            self.relays.poke(now, relay);
+        }
         // Only now: leaving a dead path is something to tell the client at once.
         let (added, invalidated) = connection.take_signals();
         if !added.is_empty() {

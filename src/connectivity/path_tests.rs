@@ -600,6 +600,23 @@ fn a_relay_that_forgets_us_leaves_no_gap_while_another_one_is_warm() {
 }
 
 #[test]
+fn the_only_relay_is_used_again_soon_after_it_forgot_us() {
+    for phase in 0..10 {
+        let mut w = World::with_relays(1);
+        let relay = over_a_relay(&mut w);
+        w.run(0.1 * f64::from(phase));
+        w.relays[relay].restart();
+        let restarted = w.now;
+        w.run(5.0);
+        assert_eq!(w.kind(), Some(PathKind::RelayLocal));
+        let (at, _) = w.client_sends_to.unwrap();
+        assert!(at > restarted, "over a new address");
+        let after = w.paths.last().unwrap().0;
+        assert!(after <= Duration::from_millis(2500), "{:?}", w.paths);
+    }
+}
+
+#[test]
 fn a_relay_that_pauses_for_a_second_is_kept() {
     let mut w = World::with_relays(2);
     let relay = over_a_relay(&mut w);

@@ -181,10 +181,16 @@ impl Connection {
         self.told_doubt = silent_since.filter(|at| *at <= now);
         if suspect != self.suspect {
             self.suspect = suspect;
+            self.doubted = ends.and_then(|(local, _)| self.relay_of(local).filter(|_| suspect));
             if !self.idle {
                 self.apply(if suspect { &SUSPECT } else { &ACTIVE });
             }
         }
+    }
+
+    /// Our relay, if the path through it has become doubtful since this was asked last.
+    pub(in crate::connectivity) fn take_doubted(&mut self) -> Option<RelayId> {
+        self.doubted.take()
     }
 
     /// The candidate as it is signalled. A candidate that was withdrawn comes back with another
