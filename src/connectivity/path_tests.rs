@@ -617,6 +617,20 @@ fn the_only_relay_is_used_again_soon_after_it_forgot_us() {
 }
 
 #[test]
+fn a_relay_that_was_asked_just_before_it_forgot_us_is_asked_again() {
+    let mut w = World::with_relays(1);
+    let relay = over_a_relay(&mut w);
+    w.gateway.relays.poke(w.now, RelayId(Uuid::from_u128(1)));
+    w.gateway.handle_timeout(w.now);
+    w.run(0.5);
+    w.relays[relay].restart();
+    w.run(6.0);
+    assert_eq!(w.kind(), Some(PathKind::RelayLocal));
+    let after = w.paths.last().unwrap().0;
+    assert!(after <= Duration::from_secs(5), "{:?}", w.paths);
+}
+
+#[test]
 fn a_relay_that_pauses_for_a_second_is_kept() {
     let mut w = World::with_relays(2);
     let relay = over_a_relay(&mut w);
