@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 use firezone_lab::scenario::{
     GATEWAY_V4, GATEWAY_V6, Lab, NETWORK_V4_ID, RESOURCE_V4, RESOURCE_V6, SECOND_RELAY,
 };
+use firezone_lab::traffic::{Download, page};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -22,28 +23,6 @@ fn gateway() -> &'static Path {
 /// Bytes per transfer; the full gigabyte takes minutes, so plain runs move less.
 fn transfer_size() -> String {
     std::env::var("FIREZONE_LAB_TRANSFER").unwrap_or_else(|_| "100M".to_owned())
-}
-
-fn page(host: &str) -> String {
-    if host.contains(':') {
-        format!("http://[{host}]/")
-    } else {
-        format!("http://{host}/")
-    }
-}
-
-fn expect_path(lab: &mut Lab, wanted: impl Fn(&str) -> bool, limit: u64) -> Result<()> {
-    let end = Instant::now() + Duration::from_secs(limit);
-    loop {
-        let path = lab.path();
-        if let Ok(path) = &path
-            && wanted(path)
-        {
-            return Ok(());
-        }
-        ensure!(Instant::now() < end, "path is {path:?}\n{}", lab.net.logs());
-        std::thread::sleep(Duration::from_millis(200));
-    }
 }
 
 fn iperf(lab: &Lab, host: &str, reverse: bool) -> Result<()> {
@@ -82,39 +61,6 @@ fn iperf_all(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// A download that goes on while things happen.
-struct Download {
-    curl: std::process::Child,
-    bytes: u64,
-}
-
-impl Download {
-    fn start(lab: &Lab, bytes: u64, rate: &str) -> Result<Self> {
-        let url = format!("http://{RESOURCE_V4}/bytes/{bytes}");
-        let options = ["-sSf", "--limit-rate", rate, "-o", "/dev/null"];
-        let report = ["-w", "%{size_download}", &url];
-        let curl = lab
-            .net
-            .command("client", "curl", &[&options[..], &report[..]].concat())
-            .stdout(std::process::Stdio::piped())
-            .stderr(std::process::Stdio::piped())
-            .spawn()?;
-        Ok(Self { curl, bytes })
-    }
-
-    fn goes_on(&mut self) -> Result<bool> {
-        Ok(self.curl.try_wait()?.is_none())
-    }
-
-    /// Waits for its end: every byte has come, over one connection.
-    fn finish(self) -> Result<()> {
-        let output = self.curl.wait_with_output()?;
-        let whole = output.stdout == self.bytes.to_string().as_bytes();
-        ensure!(output.status.success() && whole, "broken: {output:?}");
-        Ok(())
-    }
-}
-
 #[test]
 #[ignore = "needs root, coturn and network namespaces"]
 fn a_page_comes_through_the_tunnel_direct_and_masqueraded() -> Result<()> {
@@ -125,7 +71,7 @@ fn a_page_comes_through_the_tunnel_direct_and_masqueraded() -> Result<()> {
     ensure!(body.contains(GATEWAY_V4), "masqueraded? {body}");
     let body = lab.fetch(&page(RESOURCE_V6))?;
     ensure!(body.contains(GATEWAY_V6), "masqueraded? {body}");
-    expect_path(&mut lab, |p| p == "direct", 10)?;
+    lab.expect_path(|p| p == "direct", 10)?;
 
     let status = lab.status()?;
     let client = &status["clients"][0];
@@ -161,9 +107,9 @@ fn with_the_direct_path_blocked_everything_goes_through_the_relay() -> Result<()
         .fetch(&page(RESOURCE_V4))
         .with_context(|| lab.net.logs())?;
     ensure!(body.contains(GATEWAY_V4), "{body}");
-    expect_path(&mut lab, |p| p.starts_with("relay"), 5)?;
+    lab.expect_path(|p| p.starts_with("relay"), 5)?;
     iperf_all(&mut lab)?;
-    expect_path(&mut lab, |p| p.starts_with("relay"), 5)
+    lab.expect_path(|p| p.starts_with("relay"), 5)
 }
 
 #[test]
@@ -172,28 +118,22 @@ fn a_transfer_moves_to_the_relay_when_the_direct_path_dies_and_back_when_it_live
     let mut lab = Lab::start_all("failover", gateway())?;
     lab.fetch(&page(RESOURCE_V4))
         .with_context(|| lab.net.logs())?;
-    expect_path(&mut lab, |p| p == "direct", 10)?;
+    lab.expect_path(|p| p == "direct", 10)?;
     let mut download = Download::start(&lab, 80_000_000, "2M")?;
     std::thread::sleep(Duration::from_secs(3));
     for round in ["first", "second"] {
         lab.block_direct()?;
         let cut = Instant::now();
         // Limits of seconds are for virtual time; here it is the order of things.
-        expect_path(&mut lab, |p| p.starts_with("relay"), 10)?;
+        lab.expect_path(|p| p.starts_with("relay"), 10)?;
         println!("{round} cut: relayed after {:?}", cut.elapsed());
         // The client's own traffic has moved, too: nothing else would get through.
-        lab.net
-            .eventually("a page over the relay", Duration::from_secs(25), |net| {
-                net.sh(
-                    "client",
-                    &format!("curl -sf --max-time 1 http://{RESOURCE_V4}/ >/dev/null"),
-                )
-            })?;
+        lab.reach(25)?;
         println!("{round} cut: a page after {:?}", cut.elapsed());
         lab.unblock_direct()?;
         let mended = Instant::now();
         // The search may have to run twice, and then waits longer the next time.
-        expect_path(&mut lab, |p| p == "direct", 90)?;
+        lab.expect_path(|p| p == "direct", 90)?;
         println!("{round} mend: direct after {:?}", mended.elapsed());
         ensure!(
             download.goes_on()? || round == "second" || mended.elapsed().as_secs() > 25,
@@ -224,21 +164,10 @@ fn a_transfer_survives_the_death_of_the_relay_in_use() -> Result<()> {
     let ends = [&client["local"], &client["remote"]].map(ToString::to_string);
     let second = ends.iter().any(|end| end.contains(SECOND_RELAY));
     lab.net.kill(if second { "coturn-b" } else { "coturn" })?;
-    let cut = Instant::now();
-    lab.net.eventually(
-        "a page over the other relay",
-        Duration::from_secs(25),
-        |net| {
-            net.sh(
-                "client",
-                &format!("curl -sf --max-time 1 http://{RESOURCE_V4}/ >/dev/null"),
-            )
-        },
-    )?;
+    let took = lab.reach(25)?;
     println!(
-        "{} ({ends:?}): a page {:?} after the relay died",
-        client["path"],
-        cut.elapsed()
+        "{} ({ends:?}): a page {took:?} after the relay died",
+        client["path"]
     );
     download.finish()?;
     Ok(())

@@ -496,19 +496,6 @@ impl Connectivity {
                 }),
             }
         }
-        let (added, invalidated) = connection.take_signals();
-        if !added.is_empty() {
-            self.events.push_back(Event::CandidatesAdded {
-                client,
-                candidates: added,
-            });
-        }
-        if !invalidated.is_empty() {
-            self.events.push_back(Event::CandidatesInvalidated {
-                client,
-                candidates: invalidated,
-            });
-        }
         let relays = &self.relays;
         if let Some((path, reason)) =
             connection.path_change(now, |relay, peer| relays.channel_to(now, relay, peer))
@@ -523,8 +510,23 @@ impl Connectivity {
                 self.relays.poke(now, *relay);
             }
         }
-        if let Some(relay) = connection.take_doubted_relay() {
+        // The same where there is nothing else to turn to.
+        if let Some(relay) = connection.take_doubted() {
             self.relays.poke(now, relay);
+        }
+        // Only now: leaving a dead path is something to tell the client at once.
+        let (added, invalidated) = connection.take_signals();
+        if !added.is_empty() {
+            self.events.push_back(Event::CandidatesAdded {
+                client,
+                candidates: added,
+            });
+        }
+        if !invalidated.is_empty() {
+            self.events.push_back(Event::CandidatesInvalidated {
+                client,
+                candidates: invalidated,
+            });
         }
         if let Some(cause) = connection.failure(now) {
             failed = Some(cause);

@@ -38,6 +38,8 @@ pub(super) const SEARCH_FIRST: Duration = Duration::from_secs(10);
 pub(super) const SEARCH_MAX: Duration = Duration::from_secs(600);
 /// The first search for a direct path where there never was one.
 const SEARCH_NEW: Duration = Duration::from_secs(60);
+/// Offers of one address that are remembered.
+const MAX_ROUNDS: usize = 8;
 /// A direct path that lasted this long makes the next search quick again.
 const SEARCH_FORGET: Duration = Duration::from_secs(60);
 
@@ -51,11 +53,37 @@ pub(super) struct Search {
     direct_since: Option<Instant>,
     /// When our direct addresses were offered again last.
     offered: Option<Instant>,
-    /// How often addresses were offered again, and in which round each was last.
+    /// How often addresses were offered again, and in which rounds each was: all that the client
+    /// was not told to forget, because it may hold on to any of them.
     round: u16,
     rounds: Vec<(SocketAddr, u16)>,
     /// Whether a better path than the present one has been looked for.
     sought: bool,
+}
+
+impl Search {
+    fn rounds_of(&self, address: SocketAddr) -> impl DoubleEndedIterator<Item = u16> {
+        self.rounds
+            .iter()
+            .filter(move |(a, _)| *a == address)
+            .map(|(_, round)| *round)
+    }
+
+    fn offer(&mut self, address: SocketAddr, was_withdrawn: bool) {
+        if was_withdrawn {
+            self.rounds.retain(|(a, _)| *a != address);
+        } else if self.rounds_of(address).next().is_none() {
+            self.rounds.push((address, 0));
+        }
+        if self.rounds_of(address).count() == MAX_ROUNDS {
+            // A pair that works stays with the first one.
+            let mut of_address = (0..self.rounds.len()).filter(|n| self.rounds[*n].0 == address);
+            if let Some(second) = of_address.nth(1) {
+                self.rounds.remove(second);
+            }
+        }
+        self.rounds.push((address, self.round));
+    }
 }
 
 impl Connection {
@@ -112,10 +140,10 @@ impl Connection {
             .is_some_and(|until| until <= now)
     }
 
-    fn dead_after(&self, (local, _): Ends) -> Duration {
+    fn dead_after(&self, (local, remote): Ends) -> Duration {
         if self.idle {
             IDLE_DEAD_AFTER
-        } else if self.relay_of(local).is_some() {
+        } else if self.relay_of(local).is_some() || self.is_their_relay(remote) {
             RELAYED_DEAD_AFTER
         } else {
             DIRECT_DEAD_AFTER
@@ -129,12 +157,6 @@ impl Connection {
         } else {
             RELAYED_DEAD_AFTER
         }
-    }
-
-    /// The relay that the path in use goes through, if it has just become doubtful: it may have been
-    /// restarted and know nothing of us, which it says when asked.
-    pub(in crate::connectivity) fn take_doubted_relay(&mut self) -> Option<RelayId> {
-        self.doubted.take()
     }
 
     fn is_their_relay(&self, remote: SocketAddr) -> bool {
@@ -191,29 +213,32 @@ impl Connection {
         self.told_doubt = silent_since.filter(|at| *at <= now);
         if suspect != self.suspect {
             self.suspect = suspect;
-            if suspect && let Some((local, _)) = ends {
-                self.doubted = self.relay_of(local);
-            }
+            self.doubted = ends.and_then(|(local, _)| self.relay_of(local).filter(|_| suspect));
             if !self.idle {
                 self.apply(if suspect { &SUSPECT } else { &ACTIVE });
             }
         }
     }
 
+    /// Our relay, if the path through it has become doubtful since this was asked last.
+    pub(in crate::connectivity) fn take_doubted(&mut self) -> Option<RelayId> {
+        self.doubted.take()
+    }
+
     /// The candidate as it is signalled. A candidate that was withdrawn comes back with another
     /// related port: clients of today cannot withdraw the same one twice. The related address means
     /// nothing to them (data-path spec §2.3), but tells candidates apart.
     pub(super) fn line(&self, candidate: &Candidate) -> String {
+        let last = self.search.rounds_of(candidate.addr()).next_back();
+        Self::line_of_round(candidate, last.unwrap_or(0))
+    }
+
+    fn line_of_round(candidate: &Candidate, round: u16) -> String {
         let line = candidate.to_sdp_string();
-        let offered = self
-            .search
-            .rounds
-            .iter()
-            .find(|(address, _)| *address == candidate.addr());
-        let Some((address, round)) = offered else {
+        if round == 0 {
             return line;
-        };
-        let related = match address {
+        }
+        let related = match candidate.addr() {
             SocketAddr::V4(_) => "raddr 0.0.0.0 rport",
             SocketAddr::V6(_) => "raddr :: rport",
         };
@@ -419,7 +444,12 @@ impl Connection {
             .collect();
         for candidate in gone {
             self.added.retain(|c| *c != candidate);
-            self.invalidated.push(self.line(&candidate));
+            let mut rounds: Vec<u16> = self.search.rounds_of(candidate.addr()).collect();
+            if rounds.is_empty() {
+                rounds.push(0);
+            }
+            let lines = rounds.iter().map(|n| Self::line_of_round(&candidate, *n));
+            self.invalidated.extend(lines);
             if candidate.kind() == CandidateKind::Relayed {
                 // The relay may only be out of reach for a while.
                 self.search.next.get_or_insert(now + SEARCH_FIRST);
@@ -476,15 +506,14 @@ impl Connection {
             .filter(|c| c.kind() != CandidateKind::Relayed || withdrawn.contains(c))
             .collect();
         let agent = &self.agent;
-        self.search.rounds.retain(|(address, _)| {
-            // Relayed addresses come and go.
-            agent.local_candidates().any(|c| c.addr() == *address)
-                && !again.iter().any(|c| c.addr() == *address)
-        });
-        let round = self.search.round;
+        // Relayed addresses come and go.
         self.search
             .rounds
-            .extend(again.iter().map(|c| (c.addr(), round)));
+            .retain(|(address, _)| agent.local_candidates().any(|c| c.addr() == *address));
+        for candidate in &again {
+            self.search
+                .offer(candidate.addr(), withdrawn.contains(candidate));
+        }
         self.added = again;
         if self.path.is_some_and(|p| p.kind == PathKind::Direct) {
             // Only a relay was looked for.

@@ -552,14 +552,16 @@ impl Allocation {
     }
 
     /// Checks that the relay still serves us: refreshes an allocation, retries a failed relay at
-    /// once. At most every [`POKE_INTERVAL`], because what calls this may flap.
+    /// once. At most every [`POKE_INTERVAL`], because what calls this may flap; a check that would
+    /// come too early is made as soon as that has passed.
     pub fn poke(&mut self, now: Instant) {
-        let allowed = self.last_poke + POKE_INTERVAL;
-        if now < allowed {
-            // Not now, but then: what was asked for may happen just after it was last looked at.
-            if let State::Allocated(allocated) = &mut self.state {
-                let planned = &mut allocated.refresh_at;
-                *planned = planned.map(|at| at.min(allowed));
+        let due = self.last_poke + POKE_INTERVAL;
+        if now < due {
+            if let State::Allocated(allocated) = &mut self.state
+                && let Some(at) = allocated.refresh_at.as_mut().filter(|at| **at > due)
+            {
+                *at = due;
+                self.last_poke = due;
             }
             return;
         }

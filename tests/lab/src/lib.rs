@@ -7,4 +7,5 @@ pub mod collector;
 pub mod netns;
 pub mod portal;
 pub mod scenario;
+pub mod traffic;
 pub mod web;

@@ -8,19 +8,32 @@
 //!                        └──── internet (portal, relay, collector) ────┘
 //!                                     203.0.113.1
 //! ```
+//!
+//! There is IPv6 only when asked for ([`Lab::add_v6`]), and then without NAT.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use crate::netns::Net;
+use crate::traffic::page;
 
 /// Address of portal, relay and collector.
 pub const INTERNET: &str = "203.0.113.1";
 /// Address of the second relay.
 pub const SECOND_RELAY: &str = "203.0.113.2";
+/// The client's public address where there is NAT.
+pub const CLIENT_PUBLIC: &str = "203.0.113.10";
+/// Portal and relay, IPv6.
+pub const INTERNET_V6: &str = "2001:db8::1";
+/// The second relay, IPv6.
+pub const SECOND_RELAY_V6: &str = "2001:db8::2";
+/// The client's router.
+pub const CLIENT_ROUTER: &str = "router-c";
+/// The gateway's router.
+pub const GATEWAY_ROUTER: &str = "router-g";
 /// The resource, IPv4.
 pub const RESOURCE_V4: &str = "10.99.0.2";
 /// The resource, IPv6.
@@ -62,16 +75,40 @@ relays:
 dns: {}
 "#;
 
-/// Masquerading that keeps ports where it can, as home routers do. Unsolicited datagrams are
-/// dropped silently: were they let in to the router itself, connection tracking would remember
-/// them, and the flow that punches the hole from inside would be given another port.
-const NAT: &str = r#"
-table inet lab {
-  chain input { type filter hook input priority filter; iifname "wan" meta l4proto udp drop; }
-  chain postrouting { type nat hook postrouting priority srcnat; oifname "wan" masquerade; }
-  chain forward { type filter hook forward priority filter; policy accept; }
+/// What a router does with the addresses and ports of those behind it (IPv4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Nat {
+    /// One public port per port inside, as home routers do, and only those who were sent something
+    /// may answer: mapping independent of the endpoint, filtering by address and port (RFC 4787).
+    PortPreserving,
+    /// Another public port for each destination; nobody can be told in advance which.
+    Symmetric,
 }
-"#;
+
+impl Nat {
+    /// Replaces a router's rules. Unsolicited datagrams are dropped silently: were they let in to
+    /// the router itself, connection tracking would remember them, and the flow that punches the
+    /// hole from inside would be given another port.
+    fn rules(self) -> String {
+        let flags = match self {
+            Nat::PortPreserving => "",
+            Nat::Symmetric => " random,fully-random",
+        };
+        format!(
+            "table inet lab
+delete table inet lab
+table inet lab {{
+  chain input {{ type filter hook input priority filter; iifname \"wan\" meta l4proto udp drop; }}
+  chain postrouting {{
+    type nat hook postrouting priority srcnat;
+    oifname \"wan\" meta nfproto ipv4 masquerade{flags};
+  }}
+  chain forward {{ type filter hook forward priority filter; policy accept; }}
+}}
+"
+        )
+    }
+}
 
 /// A running lab.
 pub struct Lab {
@@ -79,6 +116,7 @@ pub struct Lab {
     pub net: Net,
     gateway: PathBuf,
     bins: PathBuf,
+    v6: bool,
 }
 
 impl Lab {
@@ -110,8 +148,8 @@ impl Lab {
             "ip link add br0 type bridge && ip addr add 203.0.113.1/24 dev br0 && ip link set br0 up",
         )?;
         for (router, host, public, lan) in [
-            ("router-c", "client", "203.0.113.10", "192.168.10"),
-            ("router-g", "gateway", "203.0.113.20", "192.168.20"),
+            (CLIENT_ROUTER, "client", CLIENT_PUBLIC, "192.168.10"),
+            (GATEWAY_ROUTER, "gateway", "203.0.113.20", "192.168.20"),
         ] {
             net.router(router)?;
             net.host(host)?;
@@ -122,7 +160,7 @@ impl Lab {
             let (inside, own) = (format!("{lan}.1/24"), format!("{lan}.2/24"));
             net.link((router, "lan", &[&inside]), (host, "eth0", &[&own]))?;
             net.sh(host, &format!("ip route add default via {lan}.1"))?;
-            net.nft(router, NAT)?;
+            net.nft(router, &Nat::PortPreserving.rules())?;
         }
         net.sh(
             "gateway",
@@ -138,7 +176,100 @@ impl Lab {
         net.sh("gateway", "ip route add 10.98.0.2/32 via 10.99.0.2")?;
         net.sh("resource", "ip addr add 10.98.0.2/32 dev lo")?;
         std::fs::write(net.dir().join("policy.yaml"), POLICY)?;
-        Ok(Self { net, gateway, bins })
+        Ok(Self {
+            net,
+            gateway,
+            bins,
+            v6: false,
+        })
+    }
+
+    /// Puts another kind of NAT on a router, in place of all its rules.
+    ///
+    /// # Errors
+    /// When `nft` fails.
+    pub fn set_nat(&self, router: &str, nat: Nat) -> Result<()> {
+        self.net.nft(router, &nat.rules())
+    }
+
+    /// Gives the gateway a public address, which its router only forwards to. Before it starts.
+    ///
+    /// # Errors
+    /// When a program fails.
+    pub fn no_nat_for_gateway(&self) -> Result<()> {
+        self.net.sh(
+            GATEWAY_ROUTER,
+            "ip addr add 198.51.100.1/24 dev lan && nft flush chain inet lab postrouting",
+        )?;
+        self.net.sh(
+            "gateway",
+            "ip addr flush dev eth0 && ip addr add 198.51.100.2/24 dev eth0 && \
+             ip route add default via 198.51.100.1",
+        )?;
+        for host in ["internet", CLIENT_ROUTER] {
+            self.net
+                .sh(host, "ip route add 198.51.100.0/24 via 203.0.113.20")?;
+        }
+        Ok(())
+    }
+
+    /// Gives every host a public IPv6 address, too, and lets everything be found over IPv6. Before
+    /// anything starts.
+    ///
+    /// # Errors
+    /// When `ip` fails.
+    pub fn add_v6(&mut self) -> Result<()> {
+        self.v6 = true;
+        self.net.sh(
+            "internet",
+            &format!(
+                "ip addr add {INTERNET_V6}/64 dev br0 nodad && \
+                 ip route add 2001:db8:10::/64 via 2001:db8::10 && \
+                 ip route add 2001:db8:20::/64 via 2001:db8::20"
+            ),
+        )?;
+        for (router, host, this, other) in [
+            (CLIENT_ROUTER, "client", 10, 20),
+            (GATEWAY_ROUTER, "gateway", 20, 10),
+        ] {
+            self.net.sh(
+                router,
+                &format!(
+                    "ip addr add 2001:db8::{this}/64 dev wan nodad && \
+                     ip addr add 2001:db8:{this}::1/64 dev lan nodad && \
+                     ip route add 2001:db8:{other}::/64 via 2001:db8::{other}"
+                ),
+            )?;
+            self.net.sh(
+                host,
+                &format!(
+                    "ip addr add 2001:db8:{this}::2/64 dev eth0 nodad && \
+                     ip route add default via 2001:db8:{this}::1"
+                ),
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Adds rules to what a router forwards, in order.
+    ///
+    /// # Errors
+    /// When `nft` fails.
+    pub fn firewall(&self, router: &str, rules: &[&str]) -> Result<()> {
+        for rule in rules {
+            self.net
+                .sh(router, &format!("nft add rule inet lab forward {rule}"))?;
+        }
+        Ok(())
+    }
+
+    /// The internet's address in URLs.
+    fn internet(&self) -> String {
+        if self.v6 {
+            format!("[{INTERNET_V6}]")
+        } else {
+            INTERNET.to_owned()
+        }
     }
 
     fn lab(&mut self, name: &str, host: &str, args: &[&str], env: &[(&str, &str)]) -> Result<()> {
@@ -164,7 +295,7 @@ impl Lab {
         let (policy, state) = (policy.to_string_lossy(), state.to_string_lossy());
         let mut args = vec![
             "--listen",
-            "0.0.0.0:8081",
+            "[::]:8081",
             "--control",
             "127.0.0.1:8082",
             "--policy",
@@ -188,7 +319,7 @@ impl Lab {
     /// # Errors
     /// When it cannot be started.
     pub fn start_relay(&mut self) -> Result<()> {
-        self.start_coturn("coturn", INTERNET)
+        self.start_coturn("coturn", &[INTERNET, INTERNET_V6])
     }
 
     /// Starts a second relay and lets the portal hand out both.
@@ -200,54 +331,81 @@ impl Lab {
             "internet",
             &format!("ip addr add {SECOND_RELAY}/24 dev br0"),
         )?;
-        self.start_coturn("coturn-b", SECOND_RELAY)?;
-        let relay = |id: u8, address: &str| {
-            serde_json::json!({
-                "id": format!("5d5d5d5d-0000-4000-8000-{id:012}"),
-                "v4": format!("{address}:3478"),
-                "secret": RELAY_SECRET,
-                "realm": "firezone",
-            })
-        };
-        self.portal_post(
-            "/relays",
-            &serde_json::json!({
-                "relays": [relay(1, INTERNET), relay(2, SECOND_RELAY)],
-                "immediate": true,
-            }),
-        )
+        if self.v6 {
+            self.net.sh(
+                "internet",
+                &format!("ip addr add {SECOND_RELAY_V6}/64 dev br0 nodad"),
+            )?;
+        }
+        self.restart_second_relay()?;
+        self.offer_relays(2)
     }
 
-    fn start_coturn(&mut self, name: &str, address: &str) -> Result<()> {
+    /// Starts the second relay again, after it was killed.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn restart_second_relay(&mut self) -> Result<()> {
+        self.start_coturn("coturn-b", &[SECOND_RELAY, SECOND_RELAY_V6])
+    }
+
+    /// Lets the portal offer the first `count` relays, at once, in place of what it offered before.
+    ///
+    /// # Errors
+    /// When the portal does not take it.
+    pub fn offer_relays(&self, count: usize) -> Result<()> {
+        self.portal_post("/relays", &self.relays(count))
+    }
+
+    /// The body of a request for [`Self::offer_relays`].
+    pub fn relays(&self, count: usize) -> Value {
+        let relays: Vec<Value> = [(INTERNET, INTERNET_V6), (SECOND_RELAY, SECOND_RELAY_V6)]
+            .iter()
+            .zip(1u8..)
+            .take(count)
+            .map(|((v4, v6), id)| {
+                serde_json::json!({
+                    "id": format!("5d5d5d5d-0000-4000-8000-{id:012}"),
+                    "v4": format!("{v4}:3478"),
+                    "v6": self.v6.then(|| format!("[{v6}]:3478")),
+                    "secret": RELAY_SECRET,
+                    "realm": "firezone",
+                })
+            })
+            .collect();
+        serde_json::json!({"relays": relays, "immediate": true})
+    }
+
+    fn start_coturn(&mut self, name: &str, addresses: &[&str]) -> Result<()> {
         let dir = self.net.dir().to_owned();
         let file = |extension: &str| dir.join(format!("{name}.{extension}"));
-        let secret = format!("--static-auth-secret={RELAY_SECRET}");
-        let (pid, db) = (
-            format!("--pidfile={}", file("pid").display()),
-            format!("--userdb={}", file("sqlite").display()),
-        );
-        self.net.start(
-            name,
-            "internet",
-            Path::new("turnserver"),
-            &[
-                "-n",
-                &format!("--listening-ip={address}"),
-                &format!("--relay-ip={address}"),
-                "--listening-port=3478",
-                "--use-auth-secret",
-                &secret,
-                "--realm=firezone",
-                "--no-tls",
-                "--no-dtls",
-                "--no-cli",
-                "--log-file=stdout",
-                "--simple-log",
-                &pid,
-                &db,
-            ],
-            &[],
-        )
+        let mut args: Vec<String> = [
+            "-n",
+            "--listening-port=3478",
+            "--use-auth-secret",
+            "--realm=firezone",
+            "--no-tls",
+            "--no-dtls",
+            "--no-cli",
+            "--log-file=stdout",
+            "--simple-log",
+            // Over IPv6, lend IPv6 addresses: it never lends both.
+            "--allocation-default-address-family=keep",
+        ]
+        .map(str::to_owned)
+        .to_vec();
+        args.push(format!("--static-auth-secret={RELAY_SECRET}"));
+        args.push(format!("--pidfile={}", file("pid").display()));
+        args.push(format!("--userdb={}", file("sqlite").display()));
+        for address in addresses {
+            if self.v6 || !address.contains(':') {
+                args.push(format!("--listening-ip={address}"));
+                args.push(format!("--relay-ip={address}"));
+            }
+        }
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        self.net
+            .start(name, "internet", Path::new("turnserver"), &args, &[])
     }
 
     /// Starts portal, relay, collector and resource.
@@ -257,12 +415,11 @@ impl Lab {
     pub fn start_surroundings(&mut self) -> Result<()> {
         self.start_relay()?;
         self.start_portal()?;
-        self.lab(
-            "lab-collector",
-            "internet",
-            &["--listen", "0.0.0.0:4318"],
-            &[],
-        )?;
+        if self.v6 {
+            // The policy knows no more than its IPv4 address.
+            self.offer_relays(1)?;
+        }
+        self.lab("lab-collector", "internet", &["--listen", "[::]:4318"], &[])?;
         self.lab("lab-web", "resource", &[], &[])
     }
 
@@ -283,14 +440,16 @@ impl Lab {
         let state = self.net.dir().join("gateway-state");
         std::fs::create_dir_all(&state)?;
         let state = state.to_string_lossy().into_owned();
+        let portal = format!("ws://{}:8081", self.internet());
+        let collector = format!("http://{}:4318", self.internet());
         let mut all = vec![
             ("FIREZONE_TOKEN", GATEWAY_TOKEN),
             ("FIREZONE_ID", "lab-gateway"),
             ("FIREZONE_NAME", "lab gateway"),
-            ("FIREZONE_API_URL", "ws://203.0.113.1:8081"),
+            ("FIREZONE_API_URL", portal.as_str()),
             ("FIREZONE_STATE_DIR", &state),
             ("HEALTH_CHECK_ADDR", "127.0.0.1:8080"),
-            ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://203.0.113.1:4318"),
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", &collector),
             ("OTEL_BSP_SCHEDULE_DELAY", "500"),
             ("RUST_LOG", "info,firezone_gateway=debug"),
         ];
@@ -324,9 +483,10 @@ impl Lab {
     /// # Errors
     /// When it does not come up.
     pub fn start_client(&mut self, args: &[&str]) -> Result<()> {
+        let portal = format!("ws://{}:8081", self.internet());
         let mut all = vec![
             "--portal-url",
-            "ws://203.0.113.1:8081",
+            &portal,
             "--id",
             "lab-client",
             "--name",
@@ -361,24 +521,29 @@ impl Lab {
         Ok(lab)
     }
 
-    /// Drops everything between the two routers' public addresses; the relay stays reachable.
+    /// Drops everything between client and gateway; the relay stays reachable.
     ///
     /// # Errors
     /// When `nft` fails.
     pub fn block_direct(&self) -> Result<()> {
-        self.net.sh(
-            "router-g",
-            "nft add rule inet lab forward ip saddr 203.0.113.10 drop && \
-             nft add rule inet lab forward ip daddr 203.0.113.10 drop",
+        self.firewall(
+            GATEWAY_ROUTER,
+            &[
+                "ip saddr 203.0.113.10 drop",
+                "ip daddr 203.0.113.10 drop",
+                "ip6 saddr 2001:db8:10::/64 drop",
+                "ip6 daddr 2001:db8:10::/64 drop",
+            ],
         )
     }
 
-    /// Undoes [`Self::block_direct`].
+    /// Undoes [`Self::block_direct`] and every other [`Self::firewall`] rule of the gateway's.
     ///
     /// # Errors
     /// When `nft` fails.
     pub fn unblock_direct(&self) -> Result<()> {
-        self.net.sh("router-g", "nft flush chain inet lab forward")
+        self.net
+            .sh(GATEWAY_ROUTER, "nft flush chain inet lab forward")
     }
 
     /// Fetches a URL from the client's host.
@@ -388,6 +553,20 @@ impl Lab {
     pub fn fetch(&self, url: &str) -> Result<String> {
         self.net
             .output("client", &format!("curl -sS -f --max-time 20 -g '{url}'"))
+    }
+
+    /// Waits until a page of the resource gets through, and returns how long that took.
+    ///
+    /// # Errors
+    /// When it does not within `limit` seconds.
+    pub fn reach(&mut self, limit: u64) -> Result<Duration> {
+        let begun = Instant::now();
+        let line = format!("curl -sf --max-time 1 '{}' >/dev/null", page(RESOURCE_V4));
+        self.net
+            .eventually("a page", Duration::from_secs(limit), |net| {
+                net.sh("client", &line)
+            })?;
+        Ok(begun.elapsed())
     }
 
     /// The gateway's status document.
@@ -465,6 +644,28 @@ impl Lab {
             .as_str()
             .map(str::to_owned)
             .with_context(|| format!("no path: {}", status["clients"]))
+    }
+
+    /// Waits until the path is as `wanted`.
+    ///
+    /// # Errors
+    /// When it is not within `limit` seconds.
+    pub fn expect_path(&mut self, wanted: impl Fn(&str) -> bool, limit: u64) -> Result<()> {
+        let end = Instant::now() + Duration::from_secs(limit);
+        loop {
+            let path = self.path();
+            if let Ok(path) = &path
+                && wanted(path)
+            {
+                return Ok(());
+            }
+            ensure!(
+                Instant::now() < end,
+                "path is {path:?}\n{}",
+                self.net.logs()
+            );
+            std::thread::sleep(Duration::from_millis(200));
+        }
     }
 }
 
