@@ -4,6 +4,8 @@
 //! other mutation the caller drains `poll_transmit` and `poll_event` until both are empty.
 
 mod connection;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod relay;
 mod timers;
 
@@ -753,7 +755,7 @@ pub fn wrap(channel: u16, payload: &[u8]) -> Option<Vec<u8>> {
     Some(out)
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 mod fixtures;
 #[cfg(test)]
 mod tests;
