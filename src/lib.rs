@@ -10,6 +10,8 @@ pub mod config;
 pub mod connectivity;
 pub mod datapath;
 pub mod device;
+#[cfg(any(test, fuzzing))]
+mod fuzzing;
 pub mod gateway;
 pub mod host;
 pub mod ids;

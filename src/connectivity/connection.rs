@@ -38,6 +38,9 @@ const RELAYS: usize = 2;
 /// Candidate pairs per connection (data-path spec §2.2).
 const MAX_PAIRS: usize = 100;
 
+/// Remote candidates per connection, with those that came and went: the agent keeps them all.
+const MAX_REMOTE: usize = 1000;
+
 /// Optimistic candidates per call (data-path spec §2.3).
 const MAX_OPTIMISTIC: usize = 2;
 
@@ -110,6 +113,8 @@ pub(super) struct Connection {
     history: History,
     created: Instant,
     has_remote: bool,
+    /// How many remote candidates the agent was given.
+    remotes: usize,
     disconnected: Option<Instant>,
     last_activity: Instant,
     idle: bool,
@@ -149,6 +154,7 @@ impl Connection {
             history: History::default(),
             created: now,
             has_remote: false,
+            remotes: 0,
             disconnected: None,
             last_activity: now,
             idle: false,
@@ -165,6 +171,11 @@ impl Connection {
 
     pub(super) fn has_credentials(&self, local: &IceCredentials, remote: &IceCredentials) -> bool {
         self.local == *local && self.remote == *remote
+    }
+
+    /// Whether a message was made with this connection's credentials.
+    pub(super) fn accepts(&self, message: &StunMessage<'_>) -> bool {
+        self.agent.accepts_message(message)
     }
 
     pub(super) fn local_ufrag(&self) -> &str {
@@ -217,6 +228,9 @@ impl Connection {
     }
 
     pub(super) fn add_server_reflexive(&mut self, address: SocketAddr, base: SocketAddr) {
+        if self.reflexive.contains(&(address, base)) {
+            return;
+        }
         self.reflexive.push((address, base));
         let taken = self.add_local(Candidate::server_reflexive(address, base, "udp"));
         if !taken {
@@ -350,12 +364,44 @@ impl Connection {
             match Candidate::from_sdp_string(line) {
                 Ok(candidate) => {
                     self.has_remote = true;
-                    self.agent.add_remote_candidate(candidate);
+                    self.add_remote_candidate(candidate);
                 }
                 Err(error) => tracing::debug!(%error, "remote candidate skipped"),
             }
         }
         self.add_optimistic();
+    }
+
+    fn add_remote_candidate(&mut self, candidate: Candidate) {
+        let ip = candidate.addr().ip();
+        // The agent takes one that it could not pair for a new one each time it is repeated.
+        let is_vain = !self
+            .agent
+            .local_candidates()
+            .any(|c| c.addr().is_ipv4() == ip.is_ipv4())
+            && self
+                .agent
+                .remote_candidates()
+                .any(|c| c.addr() == candidate.addr() && c.kind() == candidate.kind());
+        if is_vain {
+            return;
+        }
+        if self.remotes >= MAX_REMOTE {
+            tracing::debug!(addr = %candidate.addr(), "too many remote candidates");
+            return;
+        }
+        self.remotes += 1;
+        self.agent.add_remote_candidate(candidate);
+    }
+
+    /// Whether the agent may hear of a source of checks; it makes a candidate of each new one.
+    fn may_hear_of(&mut self, ends: Ends) -> bool {
+        let is_known = self.pairs.ends().any(|known| known == ends)
+            || self.agent.remote_candidates().any(|c| c.addr() == ends.1);
+        if !is_known {
+            self.remotes += 1;
+        }
+        is_known || self.remotes <= MAX_REMOTE
     }
 
     /// A peer behind a NAT that keeps ports can often be reached at its public address and its
@@ -381,7 +427,7 @@ impl Connection {
             .collect();
         for guess in guesses {
             if let Ok(candidate) = Candidate::server_reflexive(guess, guess, "udp") {
-                self.agent.add_remote_candidate(candidate);
+                self.add_remote_candidate(candidate);
             }
         }
     }
@@ -415,13 +461,18 @@ impl Connection {
         local: SocketAddr,
         remote: SocketAddr,
         message: StunMessage<'_>,
+        is_direct: bool,
     ) {
         // A check that came to an address not known as host candidate shows that the address
-        // works: without the candidate the agent would have to ignore it.
+        // works: without the candidate the agent would have to ignore it. One that a relay
+        // forwarded to an address that this connection does not use, or no longer, shows nothing.
         let accepted = self.agent.accepts_message(&message);
         if accepted && message.is_binding_request() {
+            if !self.may_hear_of((local, remote)) {
+                return;
+            }
             self.untold.retain(|(address, _)| *address != local);
-            if !self.agent.local_candidates().any(|c| c.addr() == local) {
+            if is_direct && !self.agent.local_candidates().any(|c| c.addr() == local) {
                 self.add_host(local);
             }
             self.pairs.asked((local, remote), message.use_candidate());
@@ -485,12 +536,24 @@ impl Connection {
 
     /// The agent's next datagram: source (a host or relayed candidate), destination, bytes.
     pub(super) fn poll_transmit(&mut self) -> Option<(SocketAddr, SocketAddr, Vec<u8>)> {
-        let transmit = self.agent.poll_transmit()?;
-        Some((
-            transmit.source,
-            transmit.destination,
-            transmit.contents.into(),
-        ))
+        loop {
+            let transmit = self.agent.poll_transmit()?;
+            // A client that saw another address than the relayed one made that a candidate, too,
+            // which stays when the relayed one goes.
+            if self.relay_of(transmit.source).is_some() || self.is_host(transmit.source) {
+                return Some((
+                    transmit.source,
+                    transmit.destination,
+                    transmit.contents.into(),
+                ));
+            }
+        }
+    }
+
+    fn is_host(&self, address: SocketAddr) -> bool {
+        self.agent
+            .local_candidates()
+            .any(|c| c.kind() == CandidateKind::Host && c.addr() == address)
     }
 
     /// The relay to send through, if `source` is one of its relayed addresses.

@@ -4,6 +4,8 @@
 //! other mutation the caller drains `poll_transmit` and `poll_event` until both are empty.
 
 mod connection;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod relay;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -15,7 +17,7 @@ use is::stun::StunMessage;
 
 use self::connection::Connection;
 use self::relay::episode::Episode;
-use self::relay::{CandidateKind, Handled, RelaySet, RelaySetEvent, channel_data};
+use self::relay::{CandidateKind, Handled, RelaySet, RelaySetEvent, RelayTransmit, channel_data};
 use crate::admin::model::{CandidateStatus, PairStatus, PathReason, RelayStatus};
 use crate::datapath::peers::{Path, PathKind};
 use crate::ids::{ClientId, RelayId};
@@ -38,6 +40,16 @@ pub struct Transmit {
     pub destination: SocketAddr,
     /// The datagram.
     pub payload: Vec<u8>,
+}
+
+impl From<RelayTransmit> for Transmit {
+    fn from(transmit: RelayTransmit) -> Self {
+        Self {
+            source: None,
+            destination: transmit.dst,
+            payload: transmit.payload,
+        }
+    }
 }
 
 /// What changed.
@@ -140,7 +152,8 @@ pub struct Connectivity {
     relays: RelaySet,
     /// In order, so that what happens to all happens alike each time.
     connections: BTreeMap<ClientId, Connection>,
-    by_ufrag: HashMap<String, ClientId>,
+    /// Whose our user name fragments are. They are short, and nobody promises that they differ.
+    by_ufrag: HashMap<String, Vec<ClientId>>,
     /// Whose checks were answered on a pair.
     owners: HashMap<(SocketAddr, SocketAddr), ClientId>,
     checks: HashMap<[u8; 12], ClientId>,
@@ -148,7 +161,6 @@ pub struct Connectivity {
     /// Whether candidates get to clients.
     can_signal: bool,
     hosts: Vec<SocketAddr>,
-    reflexive: Vec<(SocketAddr, SocketAddr)>,
     deadlines: Deadlines<ClientId>,
     transmits: VecDeque<Transmit>,
     events: VecDeque<Event>,
@@ -166,7 +178,6 @@ impl Connectivity {
             check_order: VecDeque::new(),
             can_signal: true,
             hosts: Vec::new(),
-            reflexive: Vec::new(),
             deadlines: Deadlines::new(),
             transmits: VecDeque::new(),
             events: VecDeque::new(),
@@ -241,10 +252,14 @@ impl Connectivity {
         for host in &self.hosts {
             connection.add_host(*host);
         }
-        for (address, base) in &self.reflexive {
-            connection.add_server_reflexive(*address, *base);
+        // Only what holds at present: a NAT may have had us at many addresses before.
+        for gathered in self.relays.local_candidates() {
+            if gathered.kind == CandidateKind::ServerReflexive {
+                connection.add_server_reflexive(gathered.addr, gathered.base);
+            }
         }
-        self.by_ufrag.insert(local.username.clone(), client);
+        let alike = self.by_ufrag.entry(local.username.clone()).or_default();
+        alike.push(client);
         self.connections.insert(client, connection);
         self.assign_relay(now, client);
         self.with_connection(now, client, |connection| connection.start(now));
@@ -253,14 +268,25 @@ impl Connectivity {
 
     /// Forgets a client's connection; nothing is signalled.
     pub fn remove(&mut self, client: ClientId) {
-        if let Some(connection) = self.connections.remove(&client) {
-            self.by_ufrag.remove(connection.local_ufrag());
-            for ends in connection.ends() {
-                if self.owners.get(&ends) == Some(&client) {
-                    self.owners.remove(&ends);
+        if let Some(mut connection) = self.connections.remove(&client) {
+            if let Some(alike) = self.by_ufrag.get_mut(connection.local_ufrag()) {
+                alike.retain(|other| *other != client);
+                if alike.is_empty() {
+                    self.by_ufrag.remove(connection.local_ufrag());
                 }
             }
+            let forgotten = connection.take_forgotten();
+            for ends in connection.ends().chain(forgotten) {
+                self.disown(client, ends);
+            }
             self.deadlines.clear(&client);
+        }
+    }
+
+    /// Nothing vouches any more for `client` being there; another one may be by now.
+    fn disown(&mut self, client: ClientId, ends: (SocketAddr, SocketAddr)) {
+        if self.owners.get(&ends) == Some(&client) {
+            self.owners.remove(&ends);
         }
     }
 
@@ -325,20 +351,20 @@ impl Connectivity {
         remote: SocketAddr,
         datagram: &[u8],
     ) -> Inbound {
-        let (local, remote, payload) = match self.relays.handle_packet(now, local, remote, datagram)
-        {
-            Handled::Consumed => {
-                self.drain_relays(now);
-                return Inbound::Consumed;
-            }
-            Handled::Inner {
-                peer,
-                relayed,
-                payload,
-                ..
-            } => (relayed, peer, payload),
-            Handled::NotRelay => (local, remote, 0..datagram.len()),
-        };
+        let (local, remote, payload, is_direct) =
+            match self.relays.handle_packet(now, local, remote, datagram) {
+                Handled::Consumed => {
+                    self.drain_relays(now);
+                    return Inbound::Consumed;
+                }
+                Handled::Inner {
+                    peer,
+                    relayed,
+                    payload,
+                    ..
+                } => (relayed, peer, payload, false),
+                Handled::NotRelay => (local, remote, 0..datagram.len(), true),
+            };
         let bytes = &datagram[payload.clone()];
         if !looks_like_stun(bytes) {
             return Inbound::WireGuard {
@@ -351,26 +377,39 @@ impl Connectivity {
             return Inbound::Unknown;
         };
         let client = if message.is_binding_request() {
-            message
-                .split_username()
-                .and_then(|(ours, _)| self.by_ufrag.get(ours))
-                .copied()
+            self.addressee(&message)
         } else {
             transaction_id(bytes).and_then(|id| self.checks.get(&id).copied())
         };
         let Some(client) = client else {
             return Inbound::Unknown;
         };
-        self.with_connection(now, client, |c| c.handle_stun(now, local, remote, message));
+        self.with_connection(now, client, |c| {
+            c.handle_stun(now, local, remote, message, is_direct);
+        });
         if let Some(connection) = self.connections.get_mut(&client) {
-            for ends in connection.take_forgotten() {
-                self.owners.remove(&ends);
-            }
+            let forgotten = connection.take_forgotten();
             if connection.vouches_for(now, (local, remote), Duration::ZERO) {
                 self.owners.insert((local, remote), client);
             }
+            for ends in forgotten {
+                self.disown(client, ends);
+            }
         }
         Inbound::Consumed
+    }
+
+    /// Whom a check is for.
+    fn addressee(&self, check: &StunMessage<'_>) -> Option<ClientId> {
+        let (ours, _) = check.split_username()?;
+        match self.by_ufrag.get(ours)?.as_slice() {
+            [client] => Some(*client),
+            alike => alike.iter().copied().find(|client| {
+                self.connections
+                    .get(client)
+                    .is_some_and(|c| c.accepts(check))
+            }),
+        }
     }
 
     /// The client whose connectivity checks vouch for a path: it has shown lately, with credentials
@@ -445,7 +484,11 @@ impl Connectivity {
 
     /// The next datagram to send.
     pub fn poll_transmit(&mut self) -> Option<Transmit> {
-        self.transmits.pop_front()
+        let relays = &mut self.relays;
+        self.transmits.pop_front().or_else(|| {
+            // What a change of path made a relay be asked.
+            relays.poll_transmit().map(Transmit::from)
+        })
     }
 
     /// The next event.
@@ -584,15 +627,9 @@ impl Connectivity {
             match event {
                 RelaySetEvent::CandidateAdded(gathered) => match gathered.kind {
                     CandidateKind::Host => self.add_host(now, gathered.addr),
-                    CandidateKind::ServerReflexive => {
-                        let pair = (gathered.addr, gathered.base);
-                        if !self.reflexive.contains(&pair) {
-                            self.reflexive.push(pair);
-                            self.each_connection(now, |c| {
-                                c.add_server_reflexive(pair.0, pair.1);
-                            });
-                        }
-                    }
+                    CandidateKind::ServerReflexive => self.each_connection(now, |c| {
+                        c.add_server_reflexive(gathered.addr, gathered.base);
+                    }),
                     CandidateKind::Relayed => {
                         self.each_connection(now, |c| {
                             c.add_relayed(now, gathered.relay, gathered.addr, gathered.base);
@@ -621,11 +658,7 @@ impl Connectivity {
             }
         }
         while let Some(transmit) = self.relays.poll_transmit() {
-            self.transmits.push_back(Transmit {
-                source: None,
-                destination: transmit.dst,
-                payload: transmit.payload,
-            });
+            self.transmits.push_back(transmit.into());
         }
         if sockets_changed {
             self.events
@@ -724,7 +757,7 @@ pub fn wrap(channel: u16, payload: &[u8]) -> Option<Vec<u8>> {
     Some(out)
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 mod fixtures;
 #[cfg(test)]
 mod tests;

@@ -31,6 +31,8 @@ struct World {
     gateway: Connectivity,
     client: IceAgent,
     relays: Vec<TurnServer>,
+    /// The client sees packets from relays come from other ports than they say.
+    relays_behind_nat: bool,
     /// Share of datagrams between the two that are lost; relays have a loss of their own:
     /// they can be silent.
     direct_loss: f64,
@@ -112,6 +114,7 @@ impl World {
                     TurnServer::new(Style::Stock, &[socket], &[&ip])
                 })
                 .collect(),
+            relays_behind_nat: false,
             direct_loss: 0.0,
             client_relay_silent: false,
             rng: SmallRng::seed_from_u64(7),
@@ -192,6 +195,9 @@ impl World {
             let mut quiet = true;
             while let Some(t) = self.gateway.poll_transmit() {
                 quiet = false;
+                if let Some(ip) = t.source {
+                    assert!([GATEWAY, GATEWAY_V6].iter().any(|a| sock(a).ip() == ip));
+                }
                 if let Some(n) = self.relay_at(t.destination.ip()) {
                     let relay = &mut self.relays[n];
                     let answer = relay.handle(self.now, sock(GATEWAY), t.destination, &t.payload);
@@ -202,8 +208,11 @@ impl World {
                     }
                     for (_, peer, payload) in forwarded {
                         if peer == sock(CLIENT)
-                            && let Some(relayed) = self.relayed(n)
+                            && let Some(mut relayed) = self.relayed(n)
                         {
+                            if self.relays_behind_nat {
+                                relayed.set_port(relayed.port() - 1000);
+                            }
                             self.arrive_at_client(relayed, peer, &payload);
                         }
                     }
@@ -217,6 +226,7 @@ impl World {
                     self.arrive_at_client(source, t.destination, &t.payload);
                 }
             }
+            assert_eq!(self.gateway.relays.poll_transmit(), None, "left behind");
             while let Some(t) = self.client.poll_transmit() {
                 quiet = false;
                 let bytes: Vec<u8> = t.contents.into();
@@ -985,4 +995,46 @@ fn every_random_schedule_ends_on_the_direct_path_1_of_2() {
 #[test]
 fn every_random_schedule_ends_on_the_direct_path_2_of_2() {
     schedules(1);
+}
+
+#[test]
+fn nothing_is_sent_as_from_a_relayed_address_that_is_gone() {
+    let mut w = World::new();
+    let relayed = w.relayed(0).unwrap();
+    w.relays_behind_nat = true;
+    w.run(5.0);
+    let connection = w.gateway.connections.get_mut(&id()).unwrap();
+    let relay = RelayId(Uuid::from_u128(1));
+    connection.invalidate_relayed(relay, &[relayed]);
+    connection.drop_relay(relay);
+    w.relays[0].silent = true;
+    w.direct_loss = 1.0;
+    w.run(14.0);
+    w.direct_loss = 0.0;
+    // All pairs are made anew when a path is looked for; where the datagrams go is seen to above.
+    w.run(30.0);
+    assert_eq!(w.failures, 0);
+}
+
+#[test]
+fn a_check_that_comes_through_a_relay_makes_no_host_candidate() {
+    let mut w = World::new();
+    let relayed = w.relayed(0).unwrap();
+    // As while a withdrawn relay still forwards: the connection does without it.
+    let connection = w.gateway.connections.get_mut(&id()).unwrap();
+    let relay = RelayId(Uuid::from_u128(1));
+    connection.invalidate_relayed(relay, &[relayed]);
+    connection.drop_relay(relay);
+    w.portal = false;
+    w.run(5.0);
+    w.portal = true;
+    w.run(0.1);
+    let hosts: Vec<_> = w
+        .client
+        .remote_candidates()
+        .filter(|c| c.kind() == is::CandidateKind::Host)
+        .map(|c| c.addr())
+        .collect();
+    assert_eq!(hosts, [sock(GATEWAY)]);
+    assert_eq!(w.kind(), Some(PathKind::Direct));
 }

@@ -6,7 +6,11 @@
 use is::stun::StunPacket;
 use is::{Candidate, IceAgent, IceAgentEvent, Protocol};
 
+use secrecy::SecretString;
+use uuid::Uuid;
+
 use super::fixtures::{controlling_agent, creds, id, sock};
+use super::relay::double::{PASSWORD, Style, TurnServer, USER};
 use super::*;
 use crate::admin::model::CandidateKind;
 use crate::datapath::peers::PathKind;
@@ -439,4 +443,107 @@ fn only_the_best_of_many_pairs_are_shown_and_the_one_in_use_is_first() {
             .iter()
             .all(|p| p.answered_at.is_none() && !p.in_use)
     );
+}
+
+#[test]
+fn clients_whose_fragments_are_alike_do_not_get_in_each_others_way() {
+    let mut w = World::new(&[CLIENT]);
+    w.upsert();
+    let other = ClientId(Uuid::from_u128(2));
+    let alike = IceCredentials {
+        password: "another-password-0123456789".to_owned(),
+        ..creds("gtwy")
+    };
+    w.gateway
+        .upsert(w.now, other, &alike, &creds("othr"), false);
+    w.signal();
+    // Only the client's checks reveal where it is.
+    w.run(3.0);
+    let path = w.path();
+    assert!(path.is_some());
+    w.gateway.remove(other);
+    w.run(5.0);
+    assert_eq!(w.path(), path);
+    w.gateway.remove(id());
+    assert!(w.gateway.by_ufrag.is_empty());
+}
+
+#[test]
+fn a_client_can_name_many_candidates_but_not_any_number() {
+    let mut w = World::new(&[CLIENT]);
+    w.upsert();
+    let peers = |w: &World| w.gateway.connections[&id()].channel_peers().len();
+    // We have no IPv6 address, so these are paired with nothing.
+    let line = "candidate:1 1 udp 1 2001:db8::9 40000 typ host";
+    for _ in 0..50 {
+        w.gateway
+            .add_remote_candidates(w.now, id(), &[line.to_owned()]);
+    }
+    assert_eq!(peers(&w), 1, "one candidate");
+    let lines: Vec<_> = (1..3000)
+        .map(|port| format!("candidate:1 1 udp 1 203.0.113.5 {port} typ srflx"))
+        .collect();
+    w.gateway.add_remote_candidates(w.now, id(), &lines);
+    assert!((900..=1000).contains(&peers(&w)), "{}", peers(&w));
+}
+
+/// A gateway behind a NAT, with a relay.
+fn behind_nat(
+    gateway: &mut Connectivity,
+    server: &mut TurnServer,
+    now: &mut Instant,
+    seconds: u64,
+    mapped: &str,
+) {
+    let end = *now + Duration::from_secs(seconds);
+    loop {
+        while let Some(t) = gateway.poll_transmit() {
+            if let Some(answer) = server.handle(*now, sock(mapped), t.destination, &t.payload) {
+                gateway.handle_packet(*now, sock(GATEWAY), t.destination, &answer);
+            }
+        }
+        let Some((at, _)) = gateway.poll_timeout().filter(|(at, _)| *at <= end) else {
+            break;
+        };
+        *now = at.max(*now);
+        gateway.handle_timeout(*now);
+    }
+    *now = end;
+}
+
+#[test]
+fn public_addresses_of_the_past_are_not_offered_and_those_that_return_are() {
+    let mut now = Instant::now();
+    let mut gateway = Connectivity::new(1);
+    let mut server = TurnServer::new(Style::Coturn, &["192.0.2.77:3478"], &["192.0.2.77"]);
+    let entry = RelayEntry {
+        id: RelayId(Uuid::from_u128(1)),
+        v4: Some(sock("192.0.2.77:3478")),
+        v6: None,
+        username: USER.to_owned(),
+        password: SecretString::from(PASSWORD),
+        expires_at: 2_145_916_800,
+    };
+    gateway.upsert_relays(now, &[entry]);
+    let mapped = |n: usize| format!("203.0.113.1:{}", 1000 + n);
+    for n in 0..20 {
+        behind_nat(&mut gateway, &mut server, &mut now, 30, &mapped(n));
+    }
+    while gateway.poll_event().is_some() {}
+    let offered = |gateway: &mut Connectivity| -> Vec<String> {
+        std::iter::from_fn(|| gateway.poll_event())
+            .filter_map(|event| match event {
+                Event::CandidatesAdded { candidates, .. } => Some(candidates),
+                _ => None,
+            })
+            .flatten()
+            .filter(|line| line.contains("typ srflx"))
+            .collect()
+    };
+    gateway.upsert(now, id(), &creds("gtwy"), &creds("clnt"), false);
+    let line = offered(&mut gateway);
+    assert!(line.len() == 1 && line[0].contains(" 1019 "), "{line:?}");
+    behind_nat(&mut gateway, &mut server, &mut now, 8, &mapped(0));
+    let line = offered(&mut gateway);
+    assert!(line.len() == 1 && line[0].contains(" 1000 "), "{line:?}");
 }

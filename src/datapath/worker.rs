@@ -6,6 +6,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -266,7 +267,7 @@ impl State {
         let mut scratch = [0; SCRATCH];
         let mut datagrams = buffers.datagrams(filled).peekable();
         while let Some(datagram) = datagrams.next() {
-            let Some((index, offset)) = self.established(&datagram) else {
+            let Some((index, message)) = self.established(&datagram) else {
                 self.defer(datagram, port);
                 continue;
             };
@@ -281,7 +282,7 @@ impl State {
             // One lock for the whole run of this client's datagrams.
             let peer = Arc::clone(&receiver.peer);
             let mut tunn = peer.tunn();
-            let mut message = &datagram.payload[offset..];
+            let mut message = &datagram.payload[message];
             let mut ecn = datagram.ecn;
             let mut next;
             loop {
@@ -292,27 +293,17 @@ impl State {
                 });
                 let Some(datagram) = &next else { break };
                 // Cannot be `None`: the very same datagram has just passed.
-                let offset = self.established(datagram).map_or(0, |(_, offset)| offset);
-                message = &datagram.payload[offset..];
+                let Some((_, range)) = self.established(datagram) else {
+                    break;
+                };
+                message = &datagram.payload[range];
                 ecn = datagram.ecn;
             }
         }
     }
 
-    /// The receiver index of established data and where the message begins, past any channel
-    /// data header.
-    fn established(&self, datagram: &Datagram<'_>) -> Option<(u32, usize)> {
-        let bytes: &[u8] = datagram.payload;
-        let offset = match bytes {
-            // The channel number is not looked up: the message authenticates itself, and the path
-            // it came by decides nothing.
-            [64..=79, _, a, b, rest @ ..] if self.relays.contains(&datagram.from) => {
-                let len = usize::from(u16::from_be_bytes([*a, *b]));
-                (rest.len() >= len).then_some(channel_data::HEADER_LEN)?
-            }
-            _ => 0,
-        };
-        data_receiver(&bytes[offset..]).map(|receiver| (receiver, offset))
+    fn established(&self, datagram: &Datagram<'_>) -> Option<(u32, Range<usize>)> {
+        established(&self.relays, datagram.from, datagram.payload)
     }
 
     fn defer(&mut self, datagram: Datagram<'_>, port: u16) {
@@ -534,4 +525,56 @@ struct Sender {
     peer: Arc<Peer>,
     policy: Option<Arc<ClientPolicy>>,
     path: Option<Arc<Path>>,
+}
+
+/// The receiver index of established data and where the message lies: past any channel data header,
+/// and without what the relay may have padded it with.
+pub(crate) fn established(
+    relays: &[SocketAddr],
+    from: SocketAddr,
+    datagram: &[u8],
+) -> Option<(u32, Range<usize>)> {
+    let message = if channel_data::is_channel_data(datagram) && relays.contains(&from) {
+        // The channel number is not looked up: the message authenticates itself, and the path
+        // it came by decides nothing.
+        let (_, payload) = channel_data::parse(datagram)?;
+        channel_data::HEADER_LEN..channel_data::HEADER_LEN + payload.len()
+    } else {
+        0..datagram.len()
+    };
+    let receiver = data_receiver(&datagram[message.clone()])?;
+    Some((receiver, message))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn channel_data_of_relays_is_unwrapped_without_padding() {
+        let relay = SocketAddr::from(([192, 0, 2, 1], 3478));
+        let other = SocketAddr::from(([192, 0, 2, 1], 3479));
+        let mut message = vec![4, 0, 0, 0, 1, 2, 3, 4];
+        message.resize(33, 7);
+        assert_eq!(
+            established(&[relay], other, &message),
+            Some((0x0403_0201, 0..33))
+        );
+        let mut wrapped = channel_data::header(0x4001, message.len())
+            .unwrap()
+            .to_vec();
+        wrapped.extend_from_slice(&message);
+        for _ in 0..=3 {
+            assert_eq!(
+                established(&[relay], relay, &wrapped),
+                Some((0x0403_0201, 4..37))
+            );
+            assert_eq!(established(&[relay], other, &wrapped), None);
+            wrapped.push(0);
+        }
+        assert_eq!(established(&[relay], relay, &wrapped), None, "too long");
+        assert_eq!(established(&[relay], relay, &wrapped[..36]), None, "cut");
+    }
 }

@@ -12,6 +12,7 @@ use super::dial::answer;
 use super::error::{ErrorType, Failure};
 use super::messages::{Egress, Ingress, Resource};
 use super::wire::{self, Inbound};
+use crate::fuzzing::Script;
 
 /// A frame of the portal. Whatever it holds, it never gives more than it says.
 pub fn portal_frame(data: &[u8]) {
@@ -84,7 +85,7 @@ pub fn portal_answer(data: &[u8]) {
 
 /// A script of what happens to a channel.
 pub fn portal_channel(data: &[u8]) {
-    let mut script = Script(data);
+    let mut script = Script::new(data);
     let config = ChannelConfig {
         max_partition_time: script.bit().then_some(Duration::from_secs(600)),
         exit_on_auth_failure: script.bit(),
@@ -100,27 +101,9 @@ pub fn portal_channel(data: &[u8]) {
     };
     owner.channel.start(owner.now);
     owner.settle();
-    while !script.0.is_empty() {
+    while !script.is_empty() {
         owner.step(&mut script);
         owner.settle();
-    }
-}
-
-struct Script<'a>(&'a [u8]);
-
-impl<'a> Script<'a> {
-    fn byte(&mut self) -> u8 {
-        self.0.split_off_first().copied().unwrap_or(0)
-    }
-
-    fn bit(&mut self) -> bool {
-        self.byte() & 1 == 1
-    }
-
-    fn text(&mut self) -> &'a str {
-        let length = usize::from(self.byte()).min(self.0.len());
-        let text = self.0.split_off(..length).unwrap_or_default();
-        std::str::from_utf8(text).unwrap_or("\u{fffd}")
     }
 }
 
@@ -288,38 +271,20 @@ impl Owner {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
-    /// Runs everything in `fuzz/corpus/NAME`, and every beginning of it.
-    fn corpus(name: &str, target: fn(&[u8])) {
-        let directory = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("fuzz/corpus")
-            .join(name);
-        let mut count = 0;
-        for entry in std::fs::read_dir(&directory).unwrap() {
-            let data = std::fs::read(entry.unwrap().path()).unwrap();
-            target(&data);
-            // Long ones only at some places, to keep this quick.
-            for end in (0..data.len()).step_by(1 + data.len() / 256) {
-                target(&data[..end]);
-            }
-            count += 1;
-        }
-        assert!(count >= 5, "{} holds {count} files", directory.display());
-    }
+    use crate::fuzzing::corpus;
 
     #[test]
     fn corpus_of_frames_gives_no_more_than_it_says() {
-        corpus("portal_frame", super::portal_frame);
+        corpus("portal_frame", 256, super::portal_frame);
     }
 
     #[test]
     fn corpus_of_answers_is_survived() {
-        corpus("portal_answer", super::portal_answer);
+        corpus("portal_answer", 256, super::portal_answer);
     }
 
     #[test]
     fn corpus_of_scripts_keeps_the_channel_in_order() {
-        corpus("portal_channel", super::portal_channel);
+        corpus("portal_channel", 256, super::portal_channel);
     }
 }

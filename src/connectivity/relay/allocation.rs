@@ -581,6 +581,12 @@ impl Allocation {
         }
     }
 
+    /// How many requests are in flight, and how many peers wait for an allocation.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn load(&self) -> (usize, usize) {
+        (self.transactions.iter().count(), self.queued.len())
+    }
+
     /// The last failure, until it is overcome.
     pub fn last_error(&self) -> Option<RelayError> {
         self.last_error

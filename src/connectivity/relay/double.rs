@@ -1,6 +1,8 @@
 //! A small TURN server for tests, written from RFC 8489 and RFC 8656, and a virtual network that
 //! joins it with the state machine under test.
 #![allow(clippy::unwrap_used)]
+// Fuzzing needs only a part of it.
+#![cfg_attr(not(test), allow(dead_code))]
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
@@ -9,8 +11,7 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytecodec::{DecodeExt, EncodeExt};
-use hmac::{Hmac, Mac as _};
-use sha1::Sha1;
+use is::{DefaultSha1HmacProvider, Sha1HmacProvider as _};
 use stun_codec::rfc5389::attributes::{
     ErrorCode, MessageIntegrity, Nonce, Realm, Software, Username, XorMappedAddress,
 };
@@ -258,9 +259,8 @@ impl TurnServer {
 
     fn password(&self, user: &str) -> Option<String> {
         if let Some(secret) = &self.secret {
-            let mut mac = Hmac::<Sha1>::new_from_slice(secret.as_bytes()).unwrap();
-            mac.update(user.as_bytes());
-            return Some(STANDARD.encode(mac.finalize().into_bytes()));
+            let mac = DefaultSha1HmacProvider.sha1_hmac(secret.as_bytes(), &[user.as_bytes()]);
+            return Some(STANDARD.encode(mac));
         }
         self.users.get(user).cloned()
     }
@@ -590,6 +590,19 @@ fn attribute_types(datagram: &[u8]) -> Vec<u16> {
         rest = &rest[4 + len.next_multiple_of(4)..];
     }
     types
+}
+
+/// The value of the first attribute of a type.
+pub(in crate::connectivity) fn attribute(datagram: &[u8], kind: u16) -> Option<&[u8]> {
+    let mut rest = datagram.get(20..)?;
+    while let Some((&[t0, t1, l0, l1], tail)) = rest.split_first_chunk::<4>() {
+        let len = usize::from(u16::from_be_bytes([l0, l1]));
+        if u16::from_be_bytes([t0, t1]) == kind {
+            return tail.get(..len);
+        }
+        rest = tail.get(len.next_multiple_of(4)..)?;
+    }
+    None
 }
 
 /// The method of a STUN datagram, for filters.

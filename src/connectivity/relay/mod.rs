@@ -20,8 +20,10 @@ mod transactions;
 
 #[cfg(test)]
 mod allocation_tests;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 pub(crate) mod double;
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzzing;
 #[cfg(test)]
 mod set_tests;
 #[cfg(test)]

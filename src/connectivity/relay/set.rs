@@ -537,6 +537,15 @@ impl RelaySet {
         self.relays.is_empty() && self.leaving.is_empty()
     }
 
+    /// Everything that is held, also what is only waiting to be given back.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn allocations(&self) -> impl Iterator<Item = &Allocation> {
+        self.relays
+            .values()
+            .map(|relay| &relay.allocation)
+            .chain(&self.leaving)
+    }
+
     /// Descriptions for operators; `unix_now` is the wall clock at `now`, in seconds.
     pub fn statuses(&self, now: Instant, unix_now: f64) -> Vec<RelayStatus> {
         self.relays

@@ -200,6 +200,14 @@ impl Incoming {
         Some(Self(message))
     }
 
+    /// The same message once more.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn encode(&self) -> Vec<u8> {
+        MessageEncoder::default()
+            .encode_into_bytes(self.0.clone())
+            .expect("it came out of a datagram")
+    }
+
     pub(super) fn id(&self) -> TransactionId {
         self.0.transaction_id()
     }

@@ -232,10 +232,18 @@ fn candidates(payload: &Value, skipped: &mut usize) -> Result<Vec<String>> {
     Ok(tolerant(entries, line, skipped))
 }
 
+/// Two of them and a colon make the USERNAME of a connectivity check, and the agent writes none that
+/// is longer than 128 bytes. The portal's have four.
+const MAX_FRAGMENT: usize = 63;
+
 fn ice_credentials(payload: &Value, name: &str) -> Result<IceCredentials> {
     let credentials = member(payload, name)?;
+    let username = text(credentials, "username")?;
+    if username.len() > MAX_FRAGMENT {
+        return Err(format!("the user name of `{name}` is too long"));
+    }
     Ok(IceCredentials {
-        username: text(credentials, "username")?.to_owned(),
+        username: username.to_owned(),
         password: text(credentials, "password")?.to_owned(),
     })
 }

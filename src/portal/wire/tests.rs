@@ -406,6 +406,15 @@ fn authorization_without_a_required_member_is_refused() {
 }
 
 #[test]
+fn ice_user_names_that_no_check_can_carry_are_refused() {
+    for name in ["client_ice_credentials", "gateway_ice_credentials"] {
+        let mut payload = authorization();
+        payload[name]["username"] = json!("x".repeat(64));
+        assert!(refusal("create_authorization", payload).contains(name));
+    }
+}
+
+#[test]
 fn keys_must_be_32_bytes_of_padded_standard_base64() {
     for key in [
         "AQEB",
