@@ -675,6 +675,26 @@ fn a_relay_that_was_asked_just_before_it_forgot_us_is_asked_again() {
 }
 
 #[test]
+fn a_relay_that_forgets_both_ends_is_used_again_without_the_clients_allocation() {
+    for phase in 0..10 {
+        let mut w = World::with(1, false, true);
+        let relay = over_a_relay(&mut w);
+        // It was asked just now, and is not asked again for five seconds: the path is lost by then.
+        w.gateway.relays.poke(w.now, RelayId(Uuid::from_u128(1)));
+        w.gateway.handle_timeout(w.now);
+        w.run(0.1 + 0.1 * f64::from(phase));
+        w.relays[relay].restart();
+        w.client_relay_silent = true;
+        let restarted = w.now;
+        w.run(9.0);
+        assert_eq!(w.kind(), Some(PathKind::RelayLocal));
+        let (at, to) = w.client_sends_to.unwrap();
+        assert!(at > restarted, "over a new address");
+        assert_eq!(w.relay_at(to.ip()), Some(relay), "{to}");
+    }
+}
+
+#[test]
 fn a_relay_that_pauses_for_a_second_is_kept() {
     let mut w = World::with_relays(2);
     let relay = over_a_relay(&mut w);

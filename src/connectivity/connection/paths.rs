@@ -116,8 +116,8 @@ impl Connection {
     fn preferred(&self, now: Instant) -> Option<Ends> {
         let Some(chosen) = self.nominated else {
             // Before the client's first word nothing is sent; but when a pair is taken away under
-            // our feet, those that live are as good as before.
-            return self.in_use.and_then(|_| self.best_alive(now));
+            // our feet, those that live, or will, are as good as before.
+            return self.path_since.and_then(|_| self.best_alive(now));
         };
         if !self.is_dead(now, chosen) {
             return Some(chosen);
@@ -408,11 +408,17 @@ impl Connection {
         // believes that it can have it directly.
         let counts = |ends: &Ends| self.relay_of(ends.0).is_some() || !self.is_their_relay(ends.1);
         let answers = |local: SocketAddr| alive.iter().any(|e| e.0 == local && counts(e));
-        // An address that was offered again has to have worked before it can fail.
+        // An address that was offered again has to have worked before it can fail, or have had the
+        // time to.
+        let offered = self.search.offered;
+        let tried = offered.is_none_or(|at| now >= at + DIRECT_DEAD_AFTER);
         let mut silent: Vec<SocketAddr> = self
             .pairs
             .ends()
-            .filter(|ends| self.pairs.answered_at(*ends) > self.search.offered)
+            .filter(|ends| {
+                let answered = self.pairs.answered_at(*ends);
+                answered > offered || tried && answered.is_some()
+            })
             .filter(|ends| {
                 if counts(ends) {
                     !answers(ends.0)
