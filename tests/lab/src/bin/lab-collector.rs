@@ -23,12 +23,14 @@ struct Args {
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     support::init_logging();
+    // Before anybody can connect: who starts this process may end it then.
+    let terminated = support::terminated()?;
     let listener = tokio::net::TcpListener::bind(args.listen).await?;
     tracing::info!(address = %listener.local_addr()?, "collector listening");
     let app = collector::router(Store::with_capacity(args.capacity));
     tokio::select! {
         result = std::future::IntoFuture::into_future(axum::serve(listener, app)) => result?,
-        result = support::terminated() => result?,
+        () = terminated => {}
     }
     Ok(())
 }

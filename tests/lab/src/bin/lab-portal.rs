@@ -59,6 +59,8 @@ struct Args {
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     support::init_logging();
+    // Before anybody can connect: who starts this process may end it then.
+    let terminated = support::terminated()?;
     let portal = Portal::start(Options {
         listen: args.listen,
         control: args.control,
@@ -86,7 +88,7 @@ async fn main() -> anyhow::Result<()> {
     );
     tokio::select! {
         () = portal.shutdown_requested() => tracing::info!("shutdown requested"),
-        result = support::terminated() => result?,
+        () = terminated => {}
     }
     portal.shut_down().await;
     Ok(())

@@ -29,10 +29,12 @@ async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     support::init_logging();
     let name = args.name.unwrap_or_else(web::host_name);
+    // Before anybody can connect: who starts this process may end it then.
+    let terminated = support::terminated()?;
     let listeners = web::bind(&args.listen)?;
     tokio::select! {
         result = web::serve(listeners, name) => result?,
-        result = support::terminated() => result?,
+        () = terminated => {}
     }
     Ok(())
 }

@@ -12,13 +12,17 @@ pub fn init_logging() {
         .init();
 }
 
-/// Resolves at the first SIGTERM or SIGINT.
-pub async fn terminated() -> anyhow::Result<()> {
+/// Catches SIGTERM and SIGINT from now on; what it returns resolves at the first of them.
+///
+/// # Errors
+/// When the handlers cannot be installed.
+pub fn terminated() -> anyhow::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
-        _ = interrupt.recv() => tracing::info!("SIGINT: stopping"),
-    }
-    Ok(())
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
+            _ = interrupt.recv() => tracing::info!("SIGINT: stopping"),
+        }
+    })
 }
