@@ -789,7 +789,7 @@ fn channel_in_use_lives_for_hours_and_an_idle_one_ends() {
     assert!(world.machine.channel_to(world.now, peer(1)).is_some());
     assert_eq!(world.machine.channel_to(world.now, peer(2)), None);
     let binds = world.servers[0].count(CHANNEL_BIND);
-    assert!((24..=27).contains(&binds), "{binds}");
+    assert!((30..=33).contains(&binds), "{binds}");
     world.machine.bind_channel(world.now, peer(2));
     world.run_secs(1);
     assert!(world.servers[0].channels().iter().any(|c| c.1 == peer(2)));
@@ -1011,6 +1011,25 @@ fn status_describes_the_allocation() {
         "refreshed, not made anew"
     );
     assert!((299.0..302.0).contains(&(later.allocation_expires_at.unwrap() - ends)));
+}
+
+#[test]
+fn channel_in_use_is_bound_anew_before_its_permission_ends() {
+    let mut world = allocated(Style::Coturn);
+    world.machine.bind_channel(world.now, peer(1));
+    for n in 0..720 {
+        world.run_secs(5);
+        let (_, datagram) = world.servers[0]
+            .packet_from(world.now, peer(1), b"x")
+            .unwrap_or_else(|| panic!("no channel after {} s", 5 * n));
+        world.receive_raw(addr(V4), datagram);
+    }
+    let binds = of_method(&world, CHANNEL_BIND);
+    assert!(binds.len() >= 13, "{}", binds.len());
+    for pair in binds.windows(2) {
+        let pause = pair[1].at - pair[0].at;
+        assert!(pause <= secs(290), "{pause:?}");
+    }
 }
 
 proptest! {

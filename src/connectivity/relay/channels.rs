@@ -297,24 +297,24 @@ mod tests {
     }
 
     #[test]
-    fn channel_in_use_is_refreshed_at_half_its_life() {
+    fn channel_in_use_is_refreshed_before_its_permission_ends() {
         let now = Instant::now();
         let mut table = ChannelTable::default();
         table.bind(now, peer(1));
         table.confirmed(now, 0x4000);
         assert_eq!(table.received(now + secs(10), 0x4000), Some(peer(1)));
-        assert!(run(&mut table, now + secs(299)).is_empty());
-        assert_eq!(run(&mut table, now + secs(300)), [0x4000]);
-        table.confirmed(now + secs(300), 0x4000);
-        assert_eq!(table.to(now + secs(899), peer(1)), Some(0x4000));
+        assert!(run(&mut table, now + secs(239)).is_empty());
+        assert_eq!(run(&mut table, now + secs(240)), [0x4000]);
+        table.confirmed(now + secs(240), 0x4000);
+        assert_eq!(table.to(now + secs(839), peer(1)), Some(0x4000));
         assert!(
-            run(&mut table, now + secs(899)).is_empty(),
+            run(&mut table, now + secs(839)).is_empty(),
             "not used since"
         );
     }
 
     #[test]
-    fn channel_used_again_after_a_quiet_half_life_is_refreshed_at_once() {
+    fn channel_used_again_after_a_quiet_while_is_refreshed_at_once() {
         let now = Instant::now();
         let mut table = ChannelTable::default();
         table.bind(now, peer(1));
@@ -378,10 +378,10 @@ mod tests {
         table.bind(now, peer(1));
         table.confirmed(now, 0x4000);
         table.received(now, 0x4000);
-        assert_eq!(run(&mut table, now + secs(300)), [0x4000]);
-        table.unanswered(now + secs(308), 0x4000);
-        assert_eq!(table.to(now + secs(308), peer(1)), Some(0x4000));
-        assert_eq!(run(&mut table, now + secs(323)), [0x4000]);
+        assert_eq!(run(&mut table, now + secs(240)), [0x4000]);
+        table.unanswered(now + secs(248), 0x4000);
+        assert_eq!(table.to(now + secs(248), peer(1)), Some(0x4000));
+        assert_eq!(run(&mut table, now + secs(263)), [0x4000]);
     }
 
     #[test]

@@ -23,8 +23,9 @@ pub const REFRESH_RETRY: Duration = Duration::from_secs(15);
 
 /// Lifetime of a channel binding (RFC 8656 §12, §9 of the spec).
 pub const CHANNEL_LIFETIME: Duration = Duration::from_secs(600);
-/// Age at which a channel in use is bound anew (data-path spec §3.4).
-pub const CHANNEL_REFRESH: Duration = Duration::from_secs(300);
+/// Age at which a channel in use is bound anew. Its permission lasts 300 s (RFC 8656 §9), and a
+/// server like coturn deletes the channel together with it; what is left is for retransmission.
+pub const CHANNEL_REFRESH: Duration = Duration::from_secs(240);
 /// Age at which the number may serve another peer (RFC 8656 §12.1, data-path spec §3.4).
 pub const CHANNEL_REUSE: Duration = Duration::from_secs(900);
 /// Peers that may wait for an allocation (§3.4).

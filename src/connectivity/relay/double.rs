@@ -536,7 +536,14 @@ impl TurnServer {
         if clash {
             return Err(400);
         }
-        let until = now + Duration::from_secs(600);
+        // Nothing but a permission lets anything through, which lasts 300 s (RFC 8656 §9); coturn
+        // deletes the channel together with it.
+        let lasts = if self.style == Style::Coturn {
+            300
+        } else {
+            600
+        };
+        let until = now + Duration::from_secs(lasts);
         allocation.channels.insert(number, (peer, until));
         Ok(success(request))
     }
