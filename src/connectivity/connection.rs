@@ -353,12 +353,16 @@ impl Connection {
 
     /// Remote addresses that our relay must be able to forward to. Private host addresses are left
     /// out: a relay on the internet cannot reach them.
-    pub(super) fn channel_peers(&self) -> Vec<SocketAddr> {
+    pub(super) fn channel_peers(&self) -> impl Iterator<Item = SocketAddr> + '_ {
         self.agent
             .remote_candidates()
             .filter(|c| c.kind() != CandidateKind::Host || is_public(c.addr().ip()))
             .map(|c| c.addr())
-            .collect()
+    }
+
+    /// Whether an address is one of them.
+    pub(super) fn is_channel_peer(&self, peer: SocketAddr) -> bool {
+        self.channel_peers().any(|address| address == peer)
     }
 
     pub(super) fn handle_stun(

@@ -16,7 +16,7 @@ use is::stun::StunMessage;
 
 use self::connection::Connection;
 use self::relay::episode::Episode;
-use self::relay::{CandidateKind, Handled, RelaySet, RelaySetEvent, channel_data};
+use self::relay::{CandidateKind, Handled, RelaySet, RelaySetEvent, RelayTransmit, channel_data};
 use self::timers::Deadlines;
 use crate::admin::model::{CandidateStatus, PairStatus, PathReason, RelayStatus};
 use crate::datapath::peers::{Path, PathKind};
@@ -39,6 +39,16 @@ pub struct Transmit {
     pub destination: SocketAddr,
     /// The datagram.
     pub payload: Vec<u8>,
+}
+
+impl From<RelayTransmit> for Transmit {
+    fn from(transmit: RelayTransmit) -> Self {
+        Self {
+            source: None,
+            destination: transmit.dst,
+            payload: transmit.payload,
+        }
+    }
 }
 
 /// What changed.
@@ -465,7 +475,17 @@ impl Connectivity {
             }
             match connection.relay_of(source) {
                 Some(relay) => {
-                    // No channel yet: the check is repeated, and the channel is being bound.
+                    // The relay lets through only what it has a permission for, which has to last as
+                    // long as the pair is checked (RFC 8445 §7.2.1). A check that finds no channel
+                    // is repeated.
+                    let is_wanted = self.relays.channel_to(now, relay, destination).is_some()
+                        || connection.is_channel_peer(destination);
+                    if is_wanted {
+                        self.relays.bind_channel(now, relay, destination);
+                    }
+                    while let Some(transmit) = self.relays.poll_transmit() {
+                        self.transmits.push_back(transmit.into());
+                    }
                     if let Some(channel) = self.relays.channel_to(now, relay, destination)
                         && let Some(payload) = wrap(channel.channel, &payload)
                     {
@@ -550,7 +570,7 @@ impl Connectivity {
         let Some(connection) = self.connections.get(&client) else {
             return;
         };
-        let peers = connection.channel_peers();
+        let peers: Vec<SocketAddr> = connection.channel_peers().collect();
         for relay in connection.relays() {
             for peer in &peers {
                 self.relays.bind_channel(now, *relay, *peer);
@@ -603,11 +623,7 @@ impl Connectivity {
             }
         }
         while let Some(transmit) = self.relays.poll_transmit() {
-            self.transmits.push_back(Transmit {
-                source: None,
-                destination: transmit.dst,
-                payload: transmit.payload,
-            });
+            self.transmits.push_back(transmit.into());
         }
         if sockets_changed {
             self.events

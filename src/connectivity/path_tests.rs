@@ -12,7 +12,7 @@ use secrecy::SecretString;
 use uuid::Uuid;
 
 use super::fixtures::{controlling_agent, creds, id, sock};
-use super::relay::double::{ALLOCATE, PASSWORD, Style, TurnServer, USER};
+use super::relay::double::{ALLOCATE, CHANNEL_BIND, PASSWORD, Style, TurnServer, USER};
 use super::*;
 use crate::datapath::peers::PathKind;
 use crate::ids::RelayId;
@@ -610,6 +610,22 @@ fn a_direct_path_never_notices_what_relays_do() {
         }
     }
     assert_eq!(w.kind(), Some(PathKind::Direct));
+}
+
+#[test]
+fn a_channel_that_was_refused_once_is_asked_for_again() {
+    let mut w = World::new();
+    w.relays[0].restart();
+    w.relays[0].errors.push_back((CHANNEL_BIND, 508));
+    w.gateway.relays.poke(w.now, RelayId(Uuid::from_u128(1)));
+    w.run(2.0);
+    assert!(w.relays[0].errors.is_empty(), "refused");
+    assert_eq!(w.relays[0].channels(), []);
+    w.direct_loss = 1.0;
+    w.run(12.0);
+    assert_eq!(w.kind(), Some(PathKind::RelayLocal));
+    let binds = w.relays[0].count(CHANNEL_BIND);
+    assert!(binds <= 4, "{binds}");
 }
 
 // ---- What the status tells ----

@@ -452,7 +452,8 @@ impl Allocation {
         self.events.pop_front()
     }
 
-    /// Makes `peer` reachable through the relay; idempotent.
+    /// Makes `peer` reachable through the relay, and keeps it so; to be called whenever something is
+    /// to be sent there. A peer that the relay refuses is asked for again after a pause.
     ///
     /// Without an allocation the wish is kept for later, up to [`MAX_QUEUED_PEERS`] of them. Peers
     /// of a family that the allocation does not cover are ignored.
@@ -465,8 +466,12 @@ impl Allocation {
                 .any(|addr| addr.is_ipv4() == peer.is_ipv4()),
             _ => return self.queue(peer),
         };
-        if covered && let Some(channel) = self.channels.bind(now, peer) {
-            self.send_to_active(now, Purpose::ChannelBind { channel, peer });
+        if !covered {
+            return;
+        }
+        match self.channels.bind(now, peer) {
+            Some(channel) => self.send_to_active(now, Purpose::ChannelBind { channel, peer }),
+            None => self.channels.note_use_of_peer(now, peer),
         }
     }
 

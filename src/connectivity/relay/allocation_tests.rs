@@ -1032,6 +1032,32 @@ fn channel_in_use_is_bound_anew_before_its_permission_ends() {
     }
 }
 
+#[test]
+fn refused_refresh_of_a_channel_does_not_cut_it_off() {
+    for style in [Style::Coturn, Style::Stock] {
+        let mut world = allocated(style);
+        world.machine.bind_channel(world.now, peer(1));
+        for n in 0..700 {
+            if n == 10 {
+                world.servers[0].errors.push_back((CHANNEL_BIND, 508));
+            }
+            world.run_secs(1);
+            let path = world.machine.channel_to(world.now, peer(1));
+            assert!(path.is_some(), "gone after {n} s");
+            let (_, datagram) = world.servers[0]
+                .packet_from(world.now, peer(1), b"x")
+                .unwrap();
+            world.receive_raw(addr(V4), datagram);
+        }
+        let binds = of_method(&world, CHANNEL_BIND);
+        let answers: Vec<_> = binds.iter().map(|s| s.answer).collect();
+        assert_eq!(answers[..3], [0, 508, 0]);
+        let pause = binds[2].at - binds[1].at;
+        assert!((secs(14)..=secs(16)).contains(&pause), "{pause:?}");
+        assert_eq!(world.servers[0].channels(), [(0x4000, peer(1))]);
+    }
+}
+
 proptest! {
     #[test]
     fn arbitrary_datagrams_never_panic(

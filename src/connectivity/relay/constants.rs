@@ -26,6 +26,12 @@ pub const CHANNEL_LIFETIME: Duration = Duration::from_secs(600);
 /// Age at which a channel in use is bound anew. Its permission lasts 300 s (RFC 8656 §9), and a
 /// server like coturn deletes the channel together with it; what is left is for retransmission.
 pub const CHANNEL_REFRESH: Duration = Duration::from_secs(240);
+/// First pause after which a refused peer is asked for again: soon, because the pair that needs the
+/// channel is given up after some seconds without an answer. Doubles up to [`CHANNEL_RETRY_MAX`],
+/// since each refusal costs a number for [`CHANNEL_REUSE`].
+pub const CHANNEL_RETRY_FIRST: Duration = Duration::from_secs(1);
+/// Longest pause after a refused channel.
+pub const CHANNEL_RETRY_MAX: Duration = Duration::from_secs(80);
 /// Age at which the number may serve another peer (RFC 8656 §12.1, data-path spec §3.4).
 pub const CHANNEL_REUSE: Duration = Duration::from_secs(900);
 /// Peers that may wait for an allocation (§3.4).

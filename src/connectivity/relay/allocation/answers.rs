@@ -178,7 +178,7 @@ impl Allocation {
             }
             (Purpose::ChannelBind { channel, peer }, _) => {
                 debug!(relay.id = %self.id, %peer, stun.error_code = code, "Relay refuses a channel");
-                self.channels.failed(channel);
+                self.channels.failed(now, channel);
             }
             (Purpose::Release | Purpose::Binding, _) => {}
         }
