@@ -6,6 +6,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -266,7 +267,7 @@ impl State {
         let mut scratch = [0; SCRATCH];
         let mut datagrams = buffers.datagrams(filled).peekable();
         while let Some(datagram) = datagrams.next() {
-            let Some((index, offset)) = self.established(&datagram) else {
+            let Some((index, range)) = self.established(&datagram) else {
                 self.defer(datagram, port);
                 continue;
             };
@@ -281,7 +282,7 @@ impl State {
             // One lock for the whole run of this client's datagrams.
             let peer = Arc::clone(&receiver.peer);
             let mut tunn = peer.tunn();
-            let mut message = &datagram.payload[offset..];
+            let mut message = &datagram.payload[range];
             let mut ecn = datagram.ecn;
             let mut next;
             loop {
@@ -292,27 +293,15 @@ impl State {
                 });
                 let Some(datagram) = &next else { break };
                 // Cannot be `None`: the very same datagram has just passed.
-                let offset = self.established(datagram).map_or(0, |(_, offset)| offset);
-                message = &datagram.payload[offset..];
+                let range = self.established(datagram).map_or(0..0, |(_, range)| range);
+                message = &datagram.payload[range];
                 ecn = datagram.ecn;
             }
         }
     }
 
-    /// The receiver index of established data and where the message begins, past any channel
-    /// data header.
-    fn established(&self, datagram: &Datagram<'_>) -> Option<(u32, usize)> {
-        let bytes: &[u8] = datagram.payload;
-        let offset = match bytes {
-            // The channel number is not looked up: the message authenticates itself, and the path
-            // it came by decides nothing.
-            [64..=79, _, a, b, rest @ ..] if self.relays.contains(&datagram.from) => {
-                let len = usize::from(u16::from_be_bytes([*a, *b]));
-                (rest.len() >= len).then_some(channel_data::HEADER_LEN)?
-            }
-            _ => 0,
-        };
-        data_receiver(&bytes[offset..]).map(|receiver| (receiver, offset))
+    fn established(&self, datagram: &Datagram<'_>) -> Option<(u32, Range<usize>)> {
+        established(&self.relays, datagram.from, datagram.payload)
     }
 
     fn defer(&mut self, datagram: Datagram<'_>, port: u16) {
@@ -522,6 +511,27 @@ impl State {
     }
 }
 
+/// The receiver index of established data and where the message lies, within any channel data. What
+/// is `None` is for the slow path to look at.
+///
+/// The channel number is not looked up: the message authenticates itself, and the path it came by
+/// decides nothing. Padding, which a server may put behind channel data even over UDP (RFC 8656
+/// §12.5), is no part of the message: WireGuard would take it for ciphertext.
+pub(crate) fn established(
+    relays: &[SocketAddr],
+    from: SocketAddr,
+    bytes: &[u8],
+) -> Option<(u32, Range<usize>)> {
+    let range = if channel_data::is_channel_data(bytes) && relays.contains(&from) {
+        let (_, payload) = channel_data::parse(bytes)?;
+        channel_data::HEADER_LEN..channel_data::HEADER_LEN + payload.len()
+    } else {
+        0..bytes.len()
+    };
+    let receiver = data_receiver(&bytes[range.clone()])?;
+    Some((receiver, range))
+}
+
 /// The client whose datagrams are being read.
 struct Receiver {
     peer: Arc<Peer>,
@@ -534,4 +544,64 @@ struct Sender {
     peer: Arc<Peer>,
     policy: Option<Arc<ClientPolicy>>,
     path: Option<Arc<Path>>,
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn relay() -> SocketAddr {
+        "192.0.2.1:3478".parse().unwrap()
+    }
+
+    /// The smallest data message, a keep-alive; its index is 0x04030201.
+    fn message() -> Vec<u8> {
+        let mut message = vec![4, 0, 0, 0, 1, 2, 3, 4];
+        message.resize(32, 0xAA);
+        message
+    }
+
+    fn channel_data(payload: &[u8], padding: usize) -> Vec<u8> {
+        let mut datagram = channel_data::header(0x4001, payload.len()).unwrap().to_vec();
+        datagram.extend_from_slice(payload);
+        datagram.resize(datagram.len() + padding, 0);
+        datagram
+    }
+
+    #[test]
+    fn padding_of_channel_data_is_no_part_of_the_message() {
+        let relays = [relay()];
+        for len in 32..40 {
+            let mut payload = message();
+            payload.resize(len, 0xAA);
+            for padding in 0..4 {
+                let datagram = channel_data(&payload, padding);
+                let (index, range) = established(&relays, relay(), &datagram).unwrap();
+                assert_eq!(index, 0x0403_0201);
+                assert_eq!(&datagram[range], payload, "{len} and {padding} bytes");
+            }
+            let datagram = channel_data(&payload, 4);
+            assert_eq!(established(&relays, relay(), &datagram), None);
+        }
+    }
+
+    #[test]
+    fn channel_data_shorter_than_it_says_is_not_established_data() {
+        let datagram = channel_data(&message(), 0);
+        for len in 0..datagram.len() {
+            assert_eq!(established(&[relay()], relay(), &datagram[..len]), None);
+        }
+    }
+
+    #[test]
+    fn only_relays_send_channel_data() {
+        let datagram = channel_data(&message(), 0);
+        assert_eq!(established(&[], relay(), &datagram), None);
+        assert_eq!(
+            established(&[], relay(), &message()),
+            Some((0x0403_0201, 0..32))
+        );
+    }
 }
