@@ -272,14 +272,13 @@ impl Allocation {
         if transaction.purpose != Purpose::Binding {
             // RFC 8489 §9.2.4: servers do not sign 401 and 438. Everything else must prove itself,
             // and nothing can prove itself to a request that was not signed but an error.
-            let trusted = match (error, transaction.signed) {
-                (Some(401 | 438), _) | (Some(_), false) => true,
-                (None, false) => false,
-                (_, true) => {
+            let trusted = match (error, &transaction.realm) {
+                (Some(401 | 438), _) | (Some(_), None) => true,
+                (None, None) => false,
+                (_, Some(realm)) => {
                     self.credentials
                         .as_ref()
-                        .zip(self.challenge.as_ref())
-                        .map(|(credentials, c)| message.integrity(credentials, &c.realm))
+                        .map(|credentials| message.integrity(credentials, realm))
                         == Some(Integrity::Valid)
                 }
             };
@@ -337,7 +336,7 @@ impl Allocation {
         } else {
             self.credentials.as_ref().zip(self.challenge.as_ref())
         };
-        let signed = auth.is_some();
+        let realm = auth.map(|(_, challenge)| challenge.realm.clone());
         let bytes = stun::encode(purpose.request(), id, auth);
         self.transmits.push_back(RelayTransmit {
             dst,
@@ -347,7 +346,7 @@ impl Allocation {
             purpose,
             dst,
             bytes,
-            signed,
+            realm,
             challenged,
             retransmit,
         };
@@ -543,7 +542,7 @@ impl Allocation {
             || self
                 .transactions
                 .iter()
-                .any(|t| t.signed && matches!(t.purpose, Purpose::Allocate(_)));
+                .any(|t| t.is_signed() && matches!(t.purpose, Purpose::Allocate(_)));
         self.forget_allocation(now);
         self.queued.clear();
         self.transmits.clear();

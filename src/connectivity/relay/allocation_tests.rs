@@ -1058,6 +1058,21 @@ fn refused_refresh_of_a_channel_does_not_cut_it_off() {
     }
 }
 
+#[test]
+fn realm_that_changes_under_several_requests_is_followed_by_all() {
+    for style in [Style::Coturn, Style::Stock] {
+        let mut world = allocated(style);
+        world.servers[0].realm = "renamed.example".to_owned();
+        for n in 1..=3 {
+            world.machine.bind_channel(world.now, peer(n));
+        }
+        world.run_secs(1);
+        assert_eq!(losses(&mut world), []);
+        assert!(world.machine.is_allocated());
+        assert_eq!(world.servers[0].channels().len(), 3);
+    }
+}
+
 proptest! {
     #[test]
     fn arbitrary_datagrams_never_panic(

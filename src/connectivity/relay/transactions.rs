@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use stun_codec::TransactionId;
+use stun_codec::rfc5389::attributes::Realm;
 
 use super::constants::{RETRANSMIT_FACTOR, RETRANSMIT_FIRST, RETRANSMIT_GIVE_UP};
 
@@ -19,8 +20,9 @@ pub(super) struct Transaction<P> {
     pub(super) first_sent: Instant,
     /// How often this request was already challenged for another nonce.
     pub(super) challenged: u8,
-    /// Whether the request carried MESSAGE-INTEGRITY.
-    pub(super) signed: bool,
+    /// The realm whose key the request was signed with, if it carried MESSAGE-INTEGRITY. The answer
+    /// is signed with the same one, whatever other answers have said since.
+    pub(super) realm: Option<Realm>,
     /// An error answer that could not be trusted; explains a later time-out.
     pub(super) distrusted_error: Option<u16>,
     bytes: Vec<u8>,
@@ -57,9 +59,16 @@ pub(super) struct Outgoing<P> {
     pub(super) purpose: P,
     pub(super) dst: SocketAddr,
     pub(super) bytes: Vec<u8>,
-    pub(super) signed: bool,
+    pub(super) realm: Option<Realm>,
     pub(super) challenged: u8,
     pub(super) retransmit: bool,
+}
+
+impl<P> Transaction<P> {
+    /// Whether the request carried MESSAGE-INTEGRITY.
+    pub(super) fn is_signed(&self) -> bool {
+        self.realm.is_some()
+    }
 }
 
 impl<P: Copy> Transactions<P> {
@@ -71,7 +80,7 @@ impl<P: Copy> Transactions<P> {
             dst: outgoing.dst,
             first_sent: now,
             challenged: outgoing.challenged,
-            signed: outgoing.signed,
+            realm: outgoing.realm,
             distrusted_error: None,
             bytes: outgoing.bytes,
             retransmit: outgoing.retransmit,
@@ -146,7 +155,7 @@ mod tests {
             purpose: (),
             dst: "192.0.2.1:3478".parse().unwrap(),
             bytes: vec![1, 2, 3],
-            signed: false,
+            realm: None,
             challenged: 0,
             retransmit,
         };

@@ -135,11 +135,13 @@ impl Allocation {
         message: &Incoming,
     ) {
         let purpose = transaction.purpose;
-        let known_realm = self.challenge.as_ref().map(|c| &c.realm);
-        let realm = message.realm().or(known_realm).cloned();
+        let used = transaction.realm.as_ref();
+        let known = self.challenge.as_ref().map(|c| &c.realm);
+        let realm = message.realm().or(used).or(known).cloned();
         // A signed request that is answered 401 was signed with the wrong key, unless the key was
-        // made with another realm (RFC 8489 §9.2.5).
-        let refused = code == 401 && transaction.signed && realm.as_ref() == known_realm;
+        // made with another realm (RFC 8489 §9.2.5). What counts is the request's own: the answer to
+        // another one may have brought a new realm meanwhile.
+        let refused = code == 401 && transaction.is_signed() && realm.as_ref() == used;
         if refused || self.credentials.is_none() {
             return self.fail(now, RelayError::BadCredentials);
         }
