@@ -56,6 +56,8 @@ enum Purpose {
     Refresh,
     /// Clears away an allocation that the server holds for our 5-tuple, to make a new one.
     Clear,
+    /// Gives back an allocation that is of no use.
+    Discard,
     /// Gives the allocation back for good.
     Release,
     ChannelBind {
@@ -70,7 +72,9 @@ impl Purpose {
             Purpose::Binding => Request::Binding,
             Purpose::Allocate(families) => Request::Allocate(families),
             Purpose::Refresh => Request::Refresh { lifetime: None },
-            Purpose::Clear | Purpose::Release => Request::Refresh { lifetime: Some(0) },
+            Purpose::Clear | Purpose::Discard | Purpose::Release => {
+                Request::Refresh { lifetime: Some(0) }
+            }
             Purpose::ChannelBind { channel, peer } => Request::ChannelBind { channel, peer },
         }
     }
@@ -539,10 +543,9 @@ impl Allocation {
         }
         // A signed ALLOCATE may have succeeded without our knowing.
         let may_exist = self.is_allocated()
-            || self
-                .transactions
-                .iter()
-                .any(|t| t.is_signed() && matches!(t.purpose, Purpose::Allocate(_)));
+            || self.transactions.iter().any(|t| {
+                t.is_signed() && matches!(t.purpose, Purpose::Allocate(_) | Purpose::Discard)
+            });
         self.forget_allocation(now);
         self.queued.clear();
         self.transmits.clear();

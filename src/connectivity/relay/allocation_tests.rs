@@ -1073,6 +1073,30 @@ fn realm_that_changes_under_several_requests_is_followed_by_all() {
     }
 }
 
+#[test]
+fn allocation_without_a_usable_address_is_given_back() {
+    for style in [Style::Coturn, Style::Stock] {
+        let mut world = world_with(TurnServer::new(style, &[V4], &["0.0.0.0"]));
+        let mut lost = false;
+        world.filter = Box::new(move |to_server, datagram| {
+            if to_server
+                && method_of(datagram) == Some(REFRESH)
+                && !std::mem::replace(&mut lost, true)
+            {
+                Fate::Lose
+            } else {
+                Fate::Deliver
+            }
+        });
+        world.run_secs(3);
+        assert_eq!(losses(&mut world), [RelayError::Protocol]);
+        assert_eq!(world.allocations(0), 0);
+        let refreshes = of_method(&world, REFRESH);
+        assert_eq!(refreshes.len(), 1);
+        assert_eq!((refreshes[0].lifetime, refreshes[0].answer), (Some(0), 0));
+    }
+}
+
 proptest! {
     #[test]
     fn arbitrary_datagrams_never_panic(

@@ -73,7 +73,8 @@ impl Allocation {
                     .filter(|addr| addr.port() != 0 && !addr.ip().is_unspecified())
                     .collect();
                 if relayed.is_empty() {
-                    self.fail(now, RelayError::Protocol);
+                    // What is of no use is deleted (RFC 8656 §7.3).
+                    self.send_to_active(now, Purpose::Discard);
                 } else {
                     self.allocated(now, relayed, message.lifetime());
                 }
@@ -89,6 +90,7 @@ impl Allocation {
                 }
             }
             Purpose::Clear => self.start_allocate(now),
+            Purpose::Discard => self.fail(now, RelayError::Protocol),
             Purpose::ChannelBind { channel, .. } => self.channels.confirmed(now, channel),
             Purpose::Release | Purpose::Binding => {}
         }
@@ -162,6 +164,7 @@ impl Allocation {
                 self.send_to_active(now, Purpose::Clear);
             }
             (Purpose::Clear, 437) => self.start_allocate(now),
+            (Purpose::Discard, _) => self.fail(now, RelayError::Protocol),
             // 400, because that is what a server says that chokes on an attribute.
             (Purpose::Allocate(Families::Both), 400 | 420 | 440 | 442) => {
                 self.send_to_active(now, Purpose::Allocate(Families::Default));
@@ -202,6 +205,7 @@ impl Allocation {
             .map_or(RelayError::NoResponse, RelayError::from_code);
         match transaction.purpose {
             Purpose::Release => {}
+            Purpose::Discard => self.fail(now, RelayError::Protocol),
             Purpose::Binding => {
                 let probing = matches!(self.state, State::Probing);
                 let others = self
