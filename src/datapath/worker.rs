@@ -564,7 +564,9 @@ mod tests {
     }
 
     fn channel_data(payload: &[u8], padding: usize) -> Vec<u8> {
-        let mut datagram = channel_data::header(0x4001, payload.len()).unwrap().to_vec();
+        let mut datagram = channel_data::header(0x4001, payload.len())
+            .unwrap()
+            .to_vec();
         datagram.extend_from_slice(payload);
         datagram.resize(datagram.len() + padding, 0);
         datagram

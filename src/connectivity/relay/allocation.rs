@@ -11,7 +11,7 @@ use tracing::{debug, info};
 
 use super::channels::ChannelTable;
 use super::constants::{KEEP_ALIVE, MAX_QUEUED_PEERS, POKE_INTERVAL};
-use super::stun::{self, Challenge, Credentials, Families, Incoming, Integrity, Request};
+use super::stun::{self, Challenge, Credentials, Families, Incoming, Integrity, Request, Verdict};
 use super::transactions::{Due, Outgoing, Transactions};
 use super::{ChannelPath, Decapsulated, RelayError, RelayTimer, RelayTransmit, channel_data};
 use crate::admin::model::RelayStatus;
@@ -272,13 +272,13 @@ impl Allocation {
         if transaction.dst != from || !message.answers(transaction.purpose.request()) {
             return false;
         }
-        let error = (!message.is_success()).then(|| message.error_code());
+        let verdict = message.verdict();
         if transaction.purpose != Purpose::Binding {
             // RFC 8489 §9.2.4: servers do not sign 401 and 438. Everything else must prove itself,
             // and nothing can prove itself to a request that was not signed but an error.
-            let trusted = match (error, &transaction.realm) {
-                (Some(401 | 438), _) | (Some(_), None) => true,
-                (None, None) => false,
+            let trusted = match (verdict, &transaction.realm) {
+                (Verdict::Error(401 | 438), _) => true,
+                (_, None) => !message.is_success(),
                 (_, Some(realm)) => {
                     self.credentials
                         .as_ref()
@@ -287,8 +287,11 @@ impl Allocation {
                 }
             };
             if !trusted {
-                transaction.distrusted_error = error;
-                debug!(relay.id = %self.id, ?error, "Ignoring an answer without valid MESSAGE-INTEGRITY");
+                transaction.distrusted = Some(match verdict {
+                    Verdict::Error(code) => RelayError::from_code(code),
+                    Verdict::Success | Verdict::Nonsense => RelayError::Integrity,
+                });
+                debug!(relay.id = %self.id, ?verdict, "Ignoring an answer without valid MESSAGE-INTEGRITY");
                 return true;
             }
         }
@@ -298,10 +301,11 @@ impl Allocation {
         self.last_heard = Some(now);
         self.sample_rtt(now.saturating_duration_since(transaction.first_sent));
 
-        match (transaction.purpose, error) {
+        match (transaction.purpose, verdict) {
             // An error is a sign of life, too: some servers want BINDING signed.
+            (Purpose::Binding, Verdict::Nonsense) => self.on_binding(now, local, from, None),
             (Purpose::Binding, _) => self.on_binding(now, local, from, message.mapped()),
-            (purpose, None) => {
+            (purpose, Verdict::Success) => {
                 // A router that was restarted gives us another address, and the relay sees it when
                 // we allocate anew (RFC 8656 §7.3).
                 if let (Purpose::Allocate(_), Some(mapped)) = (purpose, message.mapped()) {
@@ -310,8 +314,11 @@ impl Allocation {
                 }
                 self.on_success(now, purpose, &message);
             }
-            (_, Some(code @ (401 | 438))) => self.on_challenge(now, &transaction, code, &message),
-            (purpose, Some(code)) => self.on_error(now, purpose, code),
+            (_, Verdict::Error(code @ (401 | 438))) => {
+                self.on_challenge(now, &transaction, code, &message);
+            }
+            (purpose, Verdict::Error(code)) => self.on_error(now, purpose, code),
+            (purpose, Verdict::Nonsense) => self.on_nonsense(now, purpose, message.is_success()),
         }
         true
     }

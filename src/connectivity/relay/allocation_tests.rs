@@ -600,7 +600,7 @@ fn unsigned_success_is_not_believed() {
     let mut world = world_with(server);
     world.run_secs(60);
     assert!(!world.machine.is_allocated());
-    assert_eq!(losses(&mut world), [RelayError::NoResponse]);
+    assert_eq!(losses(&mut world), [RelayError::Integrity]);
 }
 
 #[test]
@@ -610,6 +610,7 @@ fn success_under_another_key_is_not_believed() {
     let mut world = world_with(server);
     world.run_secs(60);
     assert!(!world.machine.is_allocated());
+    assert_eq!(losses(&mut world), [RelayError::Integrity]);
 }
 
 #[test]
@@ -1095,6 +1096,57 @@ fn allocation_without_a_usable_address_is_given_back() {
         assert_eq!(refreshes.len(), 1);
         assert_eq!((refreshes[0].lifetime, refreshes[0].answer), (Some(0), 0));
     }
+}
+
+#[test]
+fn answer_with_something_that_must_be_understood_and_is_not_is_not_used() {
+    for style in [Style::Coturn, Style::Stock] {
+        for answer in [0, 401] {
+            let mut server = dual_stack(style);
+            server.adds_unknown_to = Some((ALLOCATE, answer));
+            let mut world = world_with(server);
+            world.run_secs(3);
+            assert_eq!(losses(&mut world), [RelayError::Protocol], "{answer}");
+            assert_eq!(world.allocations(0), 0, "nothing stays behind");
+            let seen = &world.servers[0].seen;
+            assert_eq!(seen.iter().any(|s| s.method == REFRESH), answer == 0);
+        }
+
+        let mut world = allocated(style);
+        world.servers[0].adds_unknown_to = Some((CHANNEL_BIND, 0));
+        world.machine.bind_channel(world.now, peer(1));
+        world.run(Duration::from_millis(500));
+        assert_eq!(world.machine.channel_to(world.now, peer(1)), None);
+        world.servers[0].adds_unknown_to = Some((REFRESH, 0));
+        world.run_secs(301);
+        assert_eq!(world.machine.last_error(), Some(RelayError::Protocol));
+        assert!(world.machine.is_allocated());
+        world.servers[0].adds_unknown_to = None;
+        world.run_secs(20);
+        assert_eq!(world.machine.last_error(), None);
+
+        let mut server = dual_stack(style);
+        server.adds_unknown_to = Some((BINDING, 0));
+        let mut world = world_with(server);
+        world.run_secs(1);
+        // The other family is known by BINDING alone.
+        assert!(
+            world
+                .machine
+                .mappings()
+                .any(|m| m == (addr(LOCAL_V6), None))
+        );
+    }
+}
+
+#[test]
+fn error_that_does_not_say_which_is_a_failure() {
+    let mut server = dual_stack(Style::Coturn);
+    server.names_errors = false;
+    let mut world = world_with(server);
+    world.run_secs(2);
+    assert_eq!(losses(&mut world), [RelayError::Protocol]);
+    assert_eq!(world.servers[0].count(ALLOCATE), 1, "no other wish instead");
 }
 
 proptest! {

@@ -15,7 +15,7 @@ use stun_codec::rfc5389::attributes::{
     ErrorCode, MessageIntegrity, Nonce, Realm, Software, Username, XorMappedAddress,
 };
 use stun_codec::rfc5766::attributes::{
-    ChannelNumber, Lifetime, RequestedTransport, XorPeerAddress, XorRelayAddress,
+    ChannelNumber, DontFragment, Lifetime, RequestedTransport, XorPeerAddress, XorRelayAddress,
 };
 use stun_codec::rfc8656::attributes::{
     AdditionalAddressFamily, AddressFamily, RequestedAddressFamily,
@@ -45,7 +45,8 @@ define_attribute_enums!(
         XorRelayAddress,
         RequestedTransport,
         RequestedAddressFamily,
-        AdditionalAddressFamily
+        AdditionalAddressFamily,
+        DontFragment
     ]
 );
 
@@ -121,6 +122,11 @@ pub(crate) struct TurnServer {
     pub(crate) forged_key: Option<String>,
     /// Serves anybody without credentials.
     pub(crate) open: bool,
+    /// Puts an attribute that nobody expects, and everybody has to understand (DONT-FRAGMENT), into
+    /// answers to this method with this error, or 0.
+    pub(crate) adds_unknown_to: Option<(u16, u16)>,
+    /// Whether errors say which.
+    pub(crate) names_errors: bool,
     pub(crate) seen: Vec<Seen>,
     /// What went to peers: from which relayed address, to whom, and the payload.
     pub(crate) forwarded: Vec<(SocketAddr, SocketAddr, Vec<u8>)>,
@@ -152,6 +158,8 @@ impl TurnServer {
             signs_success: true,
             forged_key: None,
             open: false,
+            adds_unknown_to: None,
+            names_errors: true,
             seen: Vec::new(),
             forwarded: Vec::new(),
             allocations: HashMap::new(),
@@ -309,6 +317,16 @@ impl TurnServer {
             437 if method == ALLOCATE && self.style == Style::Coturn => false,
             _ => named && self.signs_errors,
         };
+        if answer != 0 && !self.names_errors {
+            response = Message::new(
+                response.class(),
+                response.method(),
+                response.transaction_id(),
+            );
+        }
+        if self.adds_unknown_to == Some((method, answer)) {
+            response.add_attribute(DontFragment);
+        }
         if sign {
             let user = request.get_attribute::<Username>().unwrap();
             // The stock relay derives a password even for users that it does not let in.

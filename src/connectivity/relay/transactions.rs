@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use stun_codec::TransactionId;
 use stun_codec::rfc5389::attributes::Realm;
 
+use super::RelayError;
 use super::constants::{RETRANSMIT_FACTOR, RETRANSMIT_FIRST, RETRANSMIT_GIVE_UP};
 
 /// A request that waits for its answer.
@@ -23,8 +24,8 @@ pub(super) struct Transaction<P> {
     /// The realm whose key the request was signed with, if it carried MESSAGE-INTEGRITY. The answer
     /// is signed with the same one, whatever other answers have said since.
     pub(super) realm: Option<Realm>,
-    /// An error answer that could not be trusted; explains a later time-out.
-    pub(super) distrusted_error: Option<u16>,
+    /// What an answer said that could not be trusted; explains a later time-out.
+    pub(super) distrusted: Option<RelayError>,
     bytes: Vec<u8>,
     retransmit: bool,
     deadline: Instant,
@@ -81,7 +82,7 @@ impl<P: Copy> Transactions<P> {
             first_sent: now,
             challenged: outgoing.challenged,
             realm: outgoing.realm,
-            distrusted_error: None,
+            distrusted: None,
             bytes: outgoing.bytes,
             retransmit: outgoing.retransmit,
             deadline,

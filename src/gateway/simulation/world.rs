@@ -24,6 +24,7 @@ use uuid::Uuid;
 
 use super::nat::{Behaviour, Nat};
 use super::network::{Datagram, HostId, Line, Network, RELAY_PORT, Site, SiteId};
+use crate::connectivity;
 use crate::connectivity::relay::double::{Style, TurnServer};
 use crate::datapath::peers::{Path, PathKind, Peer, PeerTable};
 use crate::datapath::worker::{Counters, established};
@@ -32,7 +33,6 @@ use crate::packet::{Meta, samples};
 use crate::portal::login;
 use crate::portal::messages::Egress;
 use crate::portal::wire::{self, Inbound};
-use crate::connectivity;
 
 /// Gateway and clients prefer the same port, as stock ones do (data-path spec §1.1).
 pub(super) const PORT: u16 = 52625;
@@ -568,10 +568,7 @@ impl World {
             return;
         };
         let mut scratch = [0; 2048];
-        let packet = match peer
-            .tunn()
-            .decapsulate(None, &payload[range], &mut scratch)
-        {
+        let packet = match peer.tunn().decapsulate(None, &payload[range], &mut scratch) {
             TunnResult::WriteToTunnelV4(packet, _) | TunnResult::WriteToTunnelV6(packet, _) => {
                 packet.to_vec()
             }

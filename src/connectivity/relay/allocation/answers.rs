@@ -189,6 +189,23 @@ impl Allocation {
         }
     }
 
+    /// The answer is the relay's, but what it says is not understood.
+    pub(super) fn on_nonsense(&mut self, now: Instant, purpose: Purpose, is_success: bool) {
+        match purpose {
+            // Whatever it is that the relay made.
+            Purpose::Allocate(_) if is_success => self.send_to_active(now, Purpose::Discard),
+            Purpose::Allocate(_) | Purpose::Clear | Purpose::Discard => {
+                self.fail(now, RelayError::Protocol);
+            }
+            Purpose::Refresh => {
+                self.note_error(now, RelayError::Protocol);
+                self.retry_refresh(now);
+            }
+            Purpose::ChannelBind { channel, .. } => self.channels.failed(now, channel),
+            Purpose::Release | Purpose::Binding => {}
+        }
+    }
+
     pub(super) fn retry_refresh(&mut self, now: Instant) {
         if let State::Allocated(allocated) = &mut self.state {
             allocated.refresh_at = Some(now + REFRESH_RETRY);
@@ -200,9 +217,8 @@ impl Allocation {
         let alive = self
             .last_heard
             .is_some_and(|at| at > transaction.first_sent);
-        let cause = transaction
-            .distrusted_error
-            .map_or(RelayError::NoResponse, RelayError::from_code);
+        // All answers were wrongly signed, or not at all (RFC 8489 §9.2.5).
+        let cause = transaction.distrusted.unwrap_or(RelayError::NoResponse);
         match transaction.purpose {
             Purpose::Release => {}
             Purpose::Discard => self.fail(now, RelayError::Protocol),

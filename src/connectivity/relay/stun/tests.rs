@@ -34,7 +34,7 @@ fn bytes(hex_with_spaces: &str) -> Vec<u8> {
 }
 
 fn short_term_is_valid(message: &Incoming, password: &str) -> bool {
-    let integrity = message.0.get_attribute::<Mi>().unwrap();
+    let integrity = message.message.get_attribute::<Mi>().unwrap();
     integrity.check_short_term_credential(password).is_ok()
 }
 
@@ -240,7 +240,7 @@ proptest! {
         let datagram = message_around(kind, &attributes);
         prop_assert!(is_well_formed(&datagram));
         if let Some(message) = Incoming::decode(&datagram) {
-            let _ = (message.error_code(), message.relayed(), message.mapped(), message.lifetime());
+            let _ = (message.verdict(), message.relayed(), message.mapped(), message.lifetime());
             let realm = Realm::new("r".to_owned()).unwrap();
             let verdict = message.integrity(&credentials("u", "p"), &realm);
             prop_assert_ne!(verdict, Integrity::Valid);
