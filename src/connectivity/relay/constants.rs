@@ -41,9 +41,12 @@ pub const MAX_QUEUED_PEERS: usize = 100;
 pub const PROBE_FIRST: Duration = Duration::from_secs(1);
 /// Longest pause between two probes of a silent relay.
 pub const PROBE_MAX: Duration = Duration::from_secs(30);
-/// First pause after a refusal that may pass (quota, capacity, …); doubles up to [`REFUSED_MAX`].
+/// First pause after a refusal that may pass; doubles up to [`REFUSED_MAX`].
 pub const REFUSED_FIRST: Duration = Duration::from_secs(5);
-/// Longest pause after a refusal.
+/// The same when quota or capacity are used up: a minute at least (RFC 8656 §7.4), even after what
+/// chance takes off.
+pub const FULL_FIRST: Duration = Duration::from_secs(80);
+/// Longest pause after a refusal, and the only one after a relay has no address of any family.
 pub const REFUSED_MAX: Duration = Duration::from_secs(300);
 /// First pause after bad credentials, which only the portal can mend; doubles up to
 /// [`REFUSED_MAX`].
