@@ -356,7 +356,9 @@ impl Connectivity {
         } else {
             transaction_id(bytes).and_then(|id| self.checks.get(&id).copied())
         };
-        let Some(client) = client else {
+        // RFC 8445 §7.3 wants FINGERPRINT in checks and their answers, and all clients send it. It comes
+        // last because it costs most.
+        let Some(client) = client.filter(|_| has_fingerprint(bytes)) else {
             return Inbound::Unknown;
         };
         self.with_connection(now, client, |c| c.handle_stun(now, local, remote, message));
@@ -710,6 +712,25 @@ fn is_request(message: &[u8]) -> bool {
     message.len() >= 2 && message[0] & 0x01 == 0 && message[1] & 0x10 == 0
 }
 
+/// Whether a STUN message ends with a right FINGERPRINT (RFC 8489 §14.7).
+fn has_fingerprint(message: &[u8]) -> bool {
+    match message.split_last_chunk::<8>() {
+        Some((covered, [0x80, 0x28, 0, 4, crc @ ..])) => {
+            crc32(covered) ^ 0x5354_554e == u32::from_be_bytes(*crc)
+        }
+        _ => false,
+    }
+}
+
+/// As in ITU V.42, which is also that of Ethernet.
+fn crc32(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(u32::MAX, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+            (crc >> 1) ^ (0xEDB8_8320 & (crc & 1).wrapping_neg())
+        })
+    })
+}
+
 fn transaction_id(message: &[u8]) -> Option<[u8; 12]> {
     message.get(8..20)?.try_into().ok()
 }
@@ -729,3 +750,5 @@ mod tests;
 
 #[cfg(test)]
 mod path_tests;
+#[cfg(test)]
+mod rfc_tests;
