@@ -146,6 +146,15 @@ pub enum Upsert {
     Created,
 }
 
+/// A connectivity check that may still be answered.
+#[derive(Debug, Clone, Copy)]
+struct Check {
+    client: ClientId,
+    /// Where it went from: one of our addresses, or a relayed one.
+    source: SocketAddr,
+    destination: SocketAddr,
+}
+
 /// All connections and relays.
 pub struct Connectivity {
     relays: RelaySet,
@@ -153,7 +162,7 @@ pub struct Connectivity {
     by_ufrag: HashMap<String, ClientId>,
     /// Whose checks were answered on a pair.
     owners: HashMap<(SocketAddr, SocketAddr), ClientId>,
-    checks: HashMap<[u8; 12], ClientId>,
+    checks: HashMap<[u8; 12], Check>,
     check_order: VecDeque<(Instant, [u8; 12])>,
     hosts: Vec<SocketAddr>,
     reflexive: Vec<(SocketAddr, SocketAddr)>,
@@ -354,7 +363,13 @@ impl Connectivity {
                 .and_then(|(ours, _)| self.by_ufrag.get(ours))
                 .copied()
         } else {
-            transaction_id(bytes).and_then(|id| self.checks.get(&id).copied())
+            // An answer has to come from where the check went, and to where that came from
+            // (RFC 8445 §7.2.5.2.1): it says that the path works both ways, and whose it is. Who
+            // catches an answer on its way and sends it from elsewhere is not the client.
+            transaction_id(bytes)
+                .and_then(|id| self.checks.get(&id))
+                .filter(|check| check.source == local && check.destination == remote)
+                .map(|check| check.client)
         };
         // RFC 8445 §7.3 wants FINGERPRINT in checks and their answers, and all clients send it. It comes
         // last because it costs most.
@@ -472,7 +487,12 @@ impl Connectivity {
             if is_request(&payload)
                 && let Some(id) = transaction_id(&payload)
             {
-                self.checks.insert(id, client);
+                let check = Check {
+                    client,
+                    source,
+                    destination,
+                };
+                self.checks.insert(id, check);
                 self.check_order.push_back((now, id));
             }
             match connection.relay_of(source) {

@@ -150,3 +150,37 @@ fn without_a_right_fingerprint_it_is_no_check_and_no_answer() {
     }
     assert_eq!(w.owner(GATEWAY, CLIENT), Some(id()));
 }
+
+#[test]
+fn an_answer_from_elsewhere_or_to_another_address_proves_nothing() {
+    let mut w = World::new();
+    let check = w.check_sent();
+    let datagram = answer(&check, sock(GATEWAY));
+    for (local, remote) in [(GATEWAY, ELSEWHERE), (GATEWAY_2, CLIENT)] {
+        assert_eq!(w.receive(local, remote, &datagram), Inbound::Unknown);
+        assert_eq!(w.owner(local, remote), None);
+        assert_eq!(w.owner(GATEWAY, CLIENT), None);
+    }
+    assert_eq!(w.receive(GATEWAY, CLIENT, &datagram), Inbound::Consumed);
+    assert_eq!(w.owner(GATEWAY, CLIENT), Some(id()));
+    w.receive(GATEWAY, ELSEWHERE, &datagram);
+    assert_eq!(w.owner(GATEWAY, ELSEWHERE), None);
+}
+
+#[test]
+fn an_answer_under_another_password_or_none_proves_nothing() {
+    let mut w = World::new();
+    let check = w.check_sent();
+    let forged = answer_as(&check, sock(GATEWAY), &creds("gtwy").password);
+    w.receive(GATEWAY, CLIENT, &forged);
+    assert_eq!(w.owner(GATEWAY, CLIENT), None);
+    let right = answer(&check, sock(GATEWAY));
+    // MESSAGE-INTEGRITY left out: 12 bytes of XOR-MAPPED-ADDRESS, then FINGERPRINT.
+    let mut unsigned = [&right[..32], &right[right.len() - 8..]].concat();
+    unsigned[3] = 20;
+    w.receive(GATEWAY, CLIENT, &fingerprinted(unsigned));
+    assert_eq!(w.owner(GATEWAY, CLIENT), None);
+    assert!(w.details().pairs.iter().all(|p| p.answered_at.is_none()));
+    w.receive(GATEWAY, CLIENT, &right);
+    assert_eq!(w.owner(GATEWAY, CLIENT), Some(id()));
+}
