@@ -15,6 +15,7 @@ use is::{
 use self::details::History;
 use self::pairs::{Ends, Pairs};
 use self::paths::Search;
+use super::relay::is_valid_candidate;
 use super::{ConnectionView, FailureCause};
 use crate::datapath::peers::Path;
 use crate::ids::RelayId;
@@ -302,7 +303,11 @@ impl Connection {
             match Candidate::from_sdp_string(line) {
                 Ok(candidate) => {
                     self.has_remote = true;
-                    self.agent.add_remote_candidate(candidate);
+                    if is_valid_candidate(candidate.addr()) {
+                        self.agent.add_remote_candidate(candidate);
+                    } else {
+                        tracing::debug!(address = %candidate.addr(), "remote candidate skipped");
+                    }
                 }
                 Err(error) => tracing::debug!(%error, "remote candidate skipped"),
             }
@@ -365,18 +370,20 @@ impl Connection {
         self.channel_peers().any(|address| address == peer)
     }
 
+    /// `relayed` says that a relay forwarded the message: `local` is an address of its.
     pub(super) fn handle_stun(
         &mut self,
         now: Instant,
-        local: SocketAddr,
-        remote: SocketAddr,
+        (local, remote): Ends,
+        relayed: bool,
         message: StunMessage<'_>,
     ) {
         // A check that came to an address not known as host candidate shows that the address
         // works: without the candidate the agent would have to ignore it.
         let accepted = self.agent.accepts_message(&message);
         if accepted && message.is_binding_request() {
-            if !self.agent.local_candidates().any(|c| c.addr() == local) {
+            let is_new = !self.agent.local_candidates().any(|c| c.addr() == local);
+            if is_new && !relayed && is_valid_candidate(local) {
                 self.add_host(local);
             }
             self.pairs.asked((local, remote), message.use_candidate());

@@ -332,8 +332,9 @@ impl Connectivity {
         remote: SocketAddr,
         datagram: &[u8],
     ) -> Inbound {
-        let (local, remote, payload) = match self.relays.handle_packet(now, local, remote, datagram)
-        {
+        let handled = self.relays.handle_packet(now, local, remote, datagram);
+        let is_relayed = matches!(handled, Handled::Inner { .. });
+        let (local, remote, payload) = match handled {
             Handled::Consumed => {
                 self.drain_relays(now);
                 return Inbound::Consumed;
@@ -376,7 +377,9 @@ impl Connectivity {
         let Some(client) = client.filter(|_| has_fingerprint(bytes)) else {
             return Inbound::Unknown;
         };
-        self.with_connection(now, client, |c| c.handle_stun(now, local, remote, message));
+        self.with_connection(now, client, |c| {
+            c.handle_stun(now, (local, remote), is_relayed, message);
+        });
         if let Some(connection) = self.connections.get_mut(&client) {
             for ends in connection.take_forgotten() {
                 self.owners.remove(&ends);

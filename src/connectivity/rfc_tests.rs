@@ -184,3 +184,46 @@ fn an_answer_under_another_password_or_none_proves_nothing() {
     w.receive(GATEWAY, CLIENT, &right);
     assert_eq!(w.owner(GATEWAY, CLIENT), Some(id()));
 }
+
+#[test]
+fn remote_candidates_that_mean_nothing_here_are_skipped() {
+    let mut w = World::new();
+    let good = w.details().remote_candidate_count;
+    let line = |address: &str, port: u16| {
+        format!("candidate:1 1 udp 2130706175 {address} {port} typ host")
+    };
+    let lines: Vec<String> = [
+        ("127.0.0.1", 1),
+        ("::1", 1),
+        ("fe80::1", 1),
+        ("fec0::1", 1),
+        ("::ffff:192.0.2.9", 1),
+        ("::192.0.2.9", 1),
+        ("169.254.1.1", 1),
+        ("0.0.0.0", 1),
+        ("::", 1),
+        ("224.0.0.1", 1),
+        ("ff02::1", 1),
+        ("192.0.2.9", 0),
+    ]
+    .into_iter()
+    .map(|(address, port)| line(address, port))
+    .collect();
+    w.gateway.add_remote_candidates(w.now, id(), &lines);
+    assert_eq!(w.details().remote_candidate_count, good);
+    w.gateway
+        .add_remote_candidates(w.now, id(), &[line("198.51.100.9", 1)]);
+    assert_eq!(w.details().remote_candidate_count, good + 1);
+}
+
+#[test]
+fn an_address_that_a_check_reveals_is_a_candidate_only_if_it_may_be() {
+    let mut w = World::new();
+    w.receive("192.0.2.3:52625", CLIENT, &check(false));
+    w.receive("[fe80::3]:52625", "[fe80::9]:40000", &check(false));
+    let ours = w.details().local_candidates;
+    let is_ours = |address: &str| ours.iter().any(|c| c.address == sock(address));
+    assert!(is_ours("192.0.2.3:52625"));
+    assert!(!is_ours("[fe80::3]:52625"));
+    assert!(w.sent(false).iter().all(|t| t.destination.is_ipv4()));
+}
