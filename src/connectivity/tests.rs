@@ -440,3 +440,19 @@ fn only_the_best_of_many_pairs_are_shown_and_the_one_in_use_is_first() {
             .all(|p| p.answered_at.is_none() && !p.in_use)
     );
 }
+
+#[test]
+fn two_ends_that_are_both_controlled_settle_who_leads() {
+    for tie_breaker in [0, u64::MAX] {
+        let mut w = World::new(&[CLIENT]);
+        w.client.set_controlling(false);
+        w.client.set_control_tie_breaker(tie_breaker);
+        w.upsert();
+        w.offer_client_candidates();
+        w.run(5.0);
+        let path = w.path().expect("a path");
+        assert_eq!(path.destination, sock(CLIENT));
+        assert_eq!(w.client_nominated, Some(sock(CLIENT)));
+        assert_eq!(w.client.controlling(), tie_breaker == 0);
+    }
+}

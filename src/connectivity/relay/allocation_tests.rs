@@ -1158,6 +1158,96 @@ fn error_that_does_not_say_which_is_a_failure() {
     assert_eq!(world.servers[0].count(ALLOCATE), 1, "no other wish instead");
 }
 
+#[test]
+fn unsigned_400_to_a_signed_request_is_discarded() {
+    let mut server = dual_stack(Style::Coturn);
+    server.signs_errors = false;
+    server.errors.push_back((ALLOCATE, 400));
+    let mut world = world_with(server);
+    world.run_secs(5);
+    assert!(world.machine.is_allocated(), "a copy got another answer");
+    let answers: Vec<_> = of_method(&world, ALLOCATE)
+        .iter()
+        .map(|s| (s.answer, s.attributes.contains(&0x8000)))
+        .collect();
+    assert_eq!(answers, [(401, true), (400, true), (0, true)]);
+}
+
+#[test]
+fn release_of_an_allocation_that_is_gone_is_done() {
+    for style in [Style::Coturn, Style::Stock] {
+        let mut world = allocated(style);
+        world.servers[0].restart();
+        world.machine.release(world.now);
+        world.run_secs(2);
+        let refreshes = of_method(&world, REFRESH);
+        assert_eq!(refreshes.last().map(|s| s.answer), Some(437));
+        assert!(world.machine.is_finished());
+        assert_eq!(losses(&mut world), []);
+    }
+}
+
+#[test]
+fn every_transaction_has_an_id_of_its_own_and_only_copies_share_one() {
+    let mut world = world(Style::Coturn);
+    let sent: Rc<RefCell<Vec<Vec<u8>>>> = Rc::default();
+    let copy = Rc::clone(&sent);
+    let mut rng = StdRng::seed_from_u64(3);
+    world.filter = Box::new(move |to_server, datagram| {
+        if to_server && method_of(datagram).is_some() {
+            copy.borrow_mut().push(datagram.to_vec());
+        }
+        if rng.random_bool(0.1) {
+            Fate::Lose
+        } else {
+            Fate::Deliver
+        }
+    });
+    for n in 0..360 {
+        world.machine.bind_channel(world.now, peer(n));
+        world.run_secs(10);
+    }
+    let mut by_id: std::collections::BTreeMap<Vec<u8>, Vec<u8>> = Default::default();
+    let mut copies = 0;
+    let mut ones = [0u32; 96];
+    for datagram in sent.take() {
+        let id = datagram[8..20].to_vec();
+        match by_id.get(&id) {
+            Some(first) => {
+                assert_eq!(*first, datagram);
+                copies += 1;
+            }
+            None => {
+                for (n, count) in ones.iter_mut().enumerate() {
+                    *count += u32::from(id[n / 8] >> (n % 8) & 1);
+                }
+                by_id.insert(id, datagram);
+            }
+        }
+    }
+    assert!(copies > 20, "{copies}");
+    let ids = u32::try_from(by_id.len()).unwrap();
+    assert!(ids > 500, "{ids}");
+    for (n, count) in ones.into_iter().enumerate() {
+        assert!(
+            (2 * ids / 5..=3 * ids / 5).contains(&count),
+            "bit {n}: {count} of {ids}"
+        );
+    }
+}
+
+#[test]
+fn channels_are_kept_for_a_peer_that_is_asked_for_again_and_again() {
+    let mut world = allocated(Style::Coturn);
+    for _ in 0..720 {
+        world.machine.bind_channel(world.now, peer(1));
+        world.run_secs(5);
+        let kept = world.servers[0].packet_from(world.now, peer(1), b"x");
+        assert!(kept.is_some());
+    }
+    assert!(world.servers[0].count(CHANNEL_BIND) <= 16);
+}
+
 proptest! {
     #[test]
     fn arbitrary_datagrams_never_panic(
