@@ -774,4 +774,6 @@ mod tests;
 #[cfg(test)]
 mod path_tests;
 #[cfg(test)]
+mod rfc_table;
+#[cfg(test)]
 mod rfc_tests;

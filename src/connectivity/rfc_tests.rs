@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 
 use is::Candidate;
+use is::stun::TransId;
 use uuid::Uuid;
 
 use super::fixtures::{
@@ -143,6 +144,11 @@ fn an_answer_under_another_password_or_none_proves_nothing() {
     let mut unsigned = [&right[..32], &right[right.len() - 8..]].concat();
     unsigned[3] = 20;
     w.receive(GATEWAY, CLIENT, &fingerprinted(unsigned));
+    assert_eq!(w.owner(GATEWAY, CLIENT), None);
+    // MESSAGE-INTEGRITY-SHA256 in its place.
+    let mut otherwise = right.clone();
+    otherwise[33] = 0x1C;
+    w.receive(GATEWAY, CLIENT, &fingerprinted(otherwise));
     assert_eq!(w.owner(GATEWAY, CLIENT), None);
     assert!(w.details().pairs.iter().all(|p| p.answered_at.is_none()));
     w.receive(GATEWAY, CLIENT, &right);
@@ -365,6 +371,26 @@ fn a_487_makes_us_take_the_other_role() {
 }
 
 #[test]
+fn a_role_conflict_that_we_win_is_answered_487() {
+    let mut w = World::new();
+    w.sent(true);
+    let request = StunMessage::binding_request("gtwy:clnt", TransId::new(), false, 0, 1, false);
+    let request = signed(request, &creds("gtwy").password);
+    w.receive(GATEWAY, CLIENT, &request);
+    let replies = w.sent(false);
+    assert_eq!(replies.len(), 1);
+    let reply = &replies[0].payload;
+    // ERROR-CODE, MESSAGE-INTEGRITY, FINGERPRINT.
+    assert_eq!(attribute_types(reply), [0x0009, 0x0008, 0x8028]);
+    let message = StunMessage::parse(reply).unwrap();
+    assert!(message.is_failed_binding_response());
+    let (code, phrase) = message.error_code().unwrap();
+    assert_eq!(code, 487);
+    assert!(phrase.chars().count() < 128);
+    assert_eq!(*reply, signed(message, &creds("gtwy").password));
+}
+
+#[test]
 fn the_mapped_address_of_an_answer_may_be_new() {
     let mut w = World::new();
     let request = w.check_sent();
@@ -430,7 +456,7 @@ fn candidates_are_offered_by_falling_unique_priorities() {
         let fields: Vec<&str> = line.split(' ').collect();
         assert_eq!(fields[1], "1", "component");
         let priority: u32 = fields[3].parse().unwrap();
-        assert!(priority >= 1 && priority < 1 << 31);
+        assert!((1..1 << 31).contains(&priority));
         assert!(priority < last, "{offered:?}");
         last = priority;
         assert_eq!(priority & 0xff, 255, "256 - component");
