@@ -15,6 +15,7 @@ use is::{
 use self::details::History;
 use self::pairs::{Ends, Pairs};
 use self::paths::Search;
+use super::relay::is_valid_candidate;
 use super::{ConnectionView, FailureCause};
 use crate::datapath::peers::Path;
 use crate::ids::RelayId;
@@ -364,7 +365,11 @@ impl Connection {
             match Candidate::from_sdp_string(line) {
                 Ok(candidate) => {
                     self.has_remote = true;
-                    self.add_remote_candidate(candidate);
+                    if is_valid_candidate(candidate.addr()) {
+                        self.add_remote_candidate(candidate);
+                    } else {
+                        tracing::debug!(address = %candidate.addr(), "remote candidate skipped");
+                    }
                 }
                 Err(error) => tracing::debug!(%error, "remote candidate skipped"),
             }
@@ -447,19 +452,23 @@ impl Connection {
 
     /// Remote addresses that our relay must be able to forward to. Private host addresses are left
     /// out: a relay on the internet cannot reach them.
-    pub(super) fn channel_peers(&self) -> Vec<SocketAddr> {
+    pub(super) fn channel_peers(&self) -> impl Iterator<Item = SocketAddr> + '_ {
         self.agent
             .remote_candidates()
             .filter(|c| c.kind() != CandidateKind::Host || is_public(c.addr().ip()))
             .map(|c| c.addr())
-            .collect()
     }
 
+    /// Whether an address is one of them.
+    pub(super) fn is_channel_peer(&self, peer: SocketAddr) -> bool {
+        self.channel_peers().any(|address| address == peer)
+    }
+
+    /// `relayed` says that a relay forwarded the message: `local` is an address of its.
     pub(super) fn handle_stun(
         &mut self,
         now: Instant,
-        local: SocketAddr,
-        remote: SocketAddr,
+        (local, remote): Ends,
         message: StunMessage<'_>,
         is_direct: bool,
     ) {
@@ -472,7 +481,8 @@ impl Connection {
                 return;
             }
             self.untold.retain(|(address, _)| *address != local);
-            if is_direct && !self.agent.local_candidates().any(|c| c.addr() == local) {
+            let is_new = !self.agent.local_candidates().any(|c| c.addr() == local);
+            if is_new && is_direct && is_valid_candidate(local) {
                 self.add_host(local);
             }
             self.pairs.asked((local, remote), message.use_candidate());

@@ -147,6 +147,15 @@ pub enum Upsert {
     Created,
 }
 
+/// A connectivity check that may still be answered.
+#[derive(Debug, Clone, Copy)]
+struct Check {
+    client: ClientId,
+    /// Where it went from: one of our addresses, or a relayed one.
+    source: SocketAddr,
+    destination: SocketAddr,
+}
+
 /// All connections and relays.
 pub struct Connectivity {
     relays: RelaySet,
@@ -156,7 +165,7 @@ pub struct Connectivity {
     by_ufrag: HashMap<String, Vec<ClientId>>,
     /// Whose checks were answered on a pair.
     owners: HashMap<(SocketAddr, SocketAddr), ClientId>,
-    checks: HashMap<[u8; 12], ClientId>,
+    checks: HashMap<[u8; 12], Check>,
     check_order: VecDeque<(Instant, [u8; 12])>,
     /// Whether candidates get to clients.
     can_signal: bool,
@@ -379,13 +388,21 @@ impl Connectivity {
         let client = if message.is_binding_request() {
             self.addressee(&message)
         } else {
-            transaction_id(bytes).and_then(|id| self.checks.get(&id).copied())
+            // An answer has to come from where the check went, and to where that came from
+            // (RFC 8445 §7.2.5.2.1): it says that the path works both ways, and whose it is. Who
+            // catches an answer on its way and sends it from elsewhere is not the client.
+            transaction_id(bytes)
+                .and_then(|id| self.checks.get(&id))
+                .filter(|check| check.source == local && check.destination == remote)
+                .map(|check| check.client)
         };
-        let Some(client) = client else {
+        // RFC 8445 §7.3 wants FINGERPRINT in checks and their answers, and all clients send it. It comes
+        // last because it costs most.
+        let Some(client) = client.filter(|_| has_fingerprint(bytes)) else {
             return Inbound::Unknown;
         };
         self.with_connection(now, client, |c| {
-            c.handle_stun(now, local, remote, message, is_direct);
+            c.handle_stun(now, (local, remote), message, is_direct);
         });
         if let Some(connection) = self.connections.get_mut(&client) {
             let forgotten = connection.take_forgotten();
@@ -515,13 +532,28 @@ impl Connectivity {
             if is_request(&payload)
                 && let Some(id) = transaction_id(&payload)
             {
-                self.checks.insert(id, client);
+                let check = Check {
+                    client,
+                    source,
+                    destination,
+                };
+                self.checks.insert(id, check);
                 self.check_order.push_back((now, id));
             }
             match connection.relay_of(source) {
                 Some(_) if is_request(&payload) && !connection.may_check_from(now, source) => {}
                 Some(relay) => {
-                    // No channel yet: the check is repeated, and the channel is being bound.
+                    // The relay lets through only what it has a permission for, which has to last as
+                    // long as the pair is checked (RFC 8445 §7.2.1). A check that finds no channel
+                    // is repeated.
+                    let is_wanted = self.relays.channel_to(now, relay, destination).is_some()
+                        || connection.is_channel_peer(destination);
+                    if is_wanted {
+                        self.relays.bind_channel(now, relay, destination);
+                    }
+                    while let Some(transmit) = self.relays.poll_transmit() {
+                        self.transmits.push_back(transmit.into());
+                    }
                     if let Some(channel) = self.relays.channel_to(now, relay, destination)
                         && let Some(payload) = wrap(channel.channel, &payload)
                     {
@@ -611,7 +643,7 @@ impl Connectivity {
         let Some(connection) = self.connections.get(&client) else {
             return;
         };
-        let peers = connection.channel_peers();
+        let peers: Vec<SocketAddr> = connection.channel_peers().collect();
         for relay in connection.relays() {
             for peer in &peers {
                 self.relays.bind_channel(now, *relay, *peer);
@@ -745,6 +777,25 @@ fn is_request(message: &[u8]) -> bool {
     message.len() >= 2 && message[0] & 0x01 == 0 && message[1] & 0x10 == 0
 }
 
+/// Whether a STUN message ends with a right FINGERPRINT (RFC 8489 §14.7).
+fn has_fingerprint(message: &[u8]) -> bool {
+    match message.split_last_chunk::<8>() {
+        Some((covered, [0x80, 0x28, 0, 4, crc @ ..])) => {
+            crc32(covered) ^ 0x5354_554e == u32::from_be_bytes(*crc)
+        }
+        _ => false,
+    }
+}
+
+/// As in ITU V.42, which is also that of Ethernet.
+fn crc32(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(u32::MAX, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+            (crc >> 1) ^ (0xEDB8_8320 & (crc & 1).wrapping_neg())
+        })
+    })
+}
+
 fn transaction_id(message: &[u8]) -> Option<[u8; 12]> {
     message.get(8..20)?.try_into().ok()
 }
@@ -764,3 +815,7 @@ mod tests;
 
 #[cfg(test)]
 mod path_tests;
+#[cfg(test)]
+mod rfc_table;
+#[cfg(test)]
+mod rfc_tests;

@@ -11,8 +11,8 @@ use rand::{Rng, SeedableRng};
 use secrecy::SecretString;
 use uuid::Uuid;
 
-use super::fixtures::{controlling_agent, creds, id, sock};
-use super::relay::double::{ALLOCATE, PASSWORD, Style, TurnServer, USER};
+use super::fixtures::{check, controlling_agent, creds, id, sock};
+use super::relay::double::{ALLOCATE, CHANNEL_BIND, PASSWORD, Style, TurnServer, USER};
 use super::*;
 use crate::datapath::peers::PathKind;
 use crate::ids::RelayId;
@@ -24,7 +24,7 @@ const GATEWAY_V6: &str = "[2001:db8:1::1]:52625";
 const CLIENT_V6: &str = "[2001:db8:2::9]:40000";
 /// Where the client's own relay lends it an address.
 const CLIENT_RELAYED: &str = "192.0.2.9:50000";
-const RELAYS: [&str; 2] = ["192.0.2.1:3478", "192.0.2.2:3478"];
+const RELAYS: [&str; 3] = ["192.0.2.1:3478", "192.0.2.2:3478", "192.0.2.3:3478"];
 
 struct World {
     now: Instant,
@@ -722,6 +722,51 @@ fn a_direct_path_never_notices_what_relays_do() {
         }
     }
     assert_eq!(w.kind(), Some(PathKind::Direct));
+}
+
+#[test]
+fn a_channel_that_was_refused_once_is_asked_for_again() {
+    let mut w = World::new();
+    w.relays[0].restart();
+    w.relays[0].errors.push_back((CHANNEL_BIND, 508));
+    w.gateway.relays.poke(w.now, RelayId(Uuid::from_u128(1)));
+    // The relay was asked lately, and is not asked again at once.
+    for _ in 0..60 {
+        if w.relays[0].errors.is_empty() {
+            break;
+        }
+        w.run(0.1);
+    }
+    assert!(w.relays[0].errors.is_empty(), "refused");
+    assert_eq!(w.relays[0].channels(), []);
+    w.direct_loss = 1.0;
+    w.run(12.0);
+    assert_eq!(w.kind(), Some(PathKind::RelayLocal));
+    let binds = w.relays[0].count(CHANNEL_BIND);
+    assert!(binds <= 4, "{binds}");
+}
+
+#[test]
+fn an_address_of_a_relay_never_becomes_our_own() {
+    let mut w = World::with_relays(3);
+    let unused = w.relays.iter().position(|r| r.channels().is_empty());
+    let n = unused.expect("a connection uses two relays");
+    let (relay, client) = (RelayId(Uuid::from_u128(n as u128 + 1)), id());
+    w.gateway.relays.bind_channel(w.now, relay, sock(CLIENT));
+    w.gateway.drain_relays(w.now);
+    w.run(0.1);
+    let candidates = |w: &World| {
+        let details = w.gateway.details(w.now, SystemTime::UNIX_EPOCH, client);
+        details.unwrap().local_candidates
+    };
+    let before = candidates(&w);
+    let (to, datagram) = w.relays[n]
+        .packet_from(w.now, sock(CLIENT), &check(false))
+        .unwrap();
+    w.gateway
+        .handle_packet(w.now, to, sock(RELAYS[n]), &datagram);
+    assert_eq!(candidates(&w), before);
+    assert_eq!(w.gateway.poll_transmit(), None, "and it is not answered");
 }
 
 // ---- What the status tells ----

@@ -472,7 +472,7 @@ fn clients_whose_fragments_are_alike_do_not_get_in_each_others_way() {
 fn a_client_can_name_many_candidates_but_not_any_number() {
     let mut w = World::new(&[CLIENT]);
     w.upsert();
-    let peers = |w: &World| w.gateway.connections[&id()].channel_peers().len();
+    let peers = |w: &World| w.gateway.connections[&id()].channel_peers().count();
     // We have no IPv6 address, so these are paired with nothing.
     let line = "candidate:1 1 udp 1 2001:db8::9 40000 typ host";
     for _ in 0..50 {
@@ -546,4 +546,20 @@ fn public_addresses_of_the_past_are_not_offered_and_those_that_return_are() {
     behind_nat(&mut gateway, &mut server, &mut now, 8, &mapped(0));
     let line = offered(&mut gateway);
     assert!(line.len() == 1 && line[0].contains(" 1000 "), "{line:?}");
+}
+
+#[test]
+fn two_ends_that_are_both_controlled_settle_who_leads() {
+    for tie_breaker in [0, u64::MAX] {
+        let mut w = World::new(&[CLIENT]);
+        w.client.set_controlling(false);
+        w.client.set_control_tie_breaker(tie_breaker);
+        w.upsert();
+        w.offer_client_candidates();
+        w.run(5.0);
+        let path = w.path().expect("a path");
+        assert_eq!(path.destination, sock(CLIENT));
+        assert_eq!(w.client_nominated, Some(sock(CLIENT)));
+        assert_eq!(w.client.controlling(), tie_breaker == 0);
+    }
 }

@@ -11,7 +11,7 @@ use tracing::{debug, info};
 
 use super::channels::ChannelTable;
 use super::constants::{KEEP_ALIVE, MAX_QUEUED_PEERS, POKE_INTERVAL};
-use super::stun::{self, Challenge, Credentials, Families, Incoming, Integrity, Request};
+use super::stun::{self, Challenge, Credentials, Families, Incoming, Integrity, Request, Verdict};
 use super::transactions::{Due, Outgoing, Transactions};
 use super::{ChannelPath, Decapsulated, RelayError, RelayTimer, RelayTransmit, channel_data};
 use crate::admin::model::RelayStatus;
@@ -56,6 +56,8 @@ enum Purpose {
     Refresh,
     /// Clears away an allocation that the server holds for our 5-tuple, to make a new one.
     Clear,
+    /// Gives back an allocation that is of no use.
+    Discard,
     /// Gives the allocation back for good.
     Release,
     ChannelBind {
@@ -70,7 +72,9 @@ impl Purpose {
             Purpose::Binding => Request::Binding,
             Purpose::Allocate(families) => Request::Allocate(families),
             Purpose::Refresh => Request::Refresh { lifetime: None },
-            Purpose::Clear | Purpose::Release => Request::Refresh { lifetime: Some(0) },
+            Purpose::Clear | Purpose::Discard | Purpose::Release => {
+                Request::Refresh { lifetime: Some(0) }
+            }
             Purpose::ChannelBind { channel, peer } => Request::ChannelBind { channel, peer },
         }
     }
@@ -268,24 +272,26 @@ impl Allocation {
         if transaction.dst != from || !message.answers(transaction.purpose.request()) {
             return false;
         }
-        let error = (!message.is_success()).then(|| message.error_code());
+        let verdict = message.verdict();
         if transaction.purpose != Purpose::Binding {
             // RFC 8489 §9.2.4: servers do not sign 401 and 438. Everything else must prove itself,
             // and nothing can prove itself to a request that was not signed but an error.
-            let trusted = match (error, transaction.signed) {
-                (Some(401 | 438), _) | (Some(_), false) => true,
-                (None, false) => false,
-                (_, true) => {
+            let trusted = match (verdict, &transaction.realm) {
+                (Verdict::Error(401 | 438), _) => true,
+                (_, None) => !message.is_success(),
+                (_, Some(realm)) => {
                     self.credentials
                         .as_ref()
-                        .zip(self.challenge.as_ref())
-                        .map(|(credentials, c)| message.integrity(credentials, &c.realm))
+                        .map(|credentials| message.integrity(credentials, realm))
                         == Some(Integrity::Valid)
                 }
             };
             if !trusted {
-                transaction.distrusted_error = error;
-                debug!(relay.id = %self.id, ?error, "Ignoring an answer without valid MESSAGE-INTEGRITY");
+                transaction.distrusted = Some(match verdict {
+                    Verdict::Error(code) => RelayError::from_code(code),
+                    Verdict::Success | Verdict::Nonsense => RelayError::Integrity,
+                });
+                debug!(relay.id = %self.id, ?verdict, "Ignoring an answer without valid MESSAGE-INTEGRITY");
                 return true;
             }
         }
@@ -295,10 +301,11 @@ impl Allocation {
         self.last_heard = Some(now);
         self.sample_rtt(now.saturating_duration_since(transaction.first_sent));
 
-        match (transaction.purpose, error) {
+        match (transaction.purpose, verdict) {
             // An error is a sign of life, too: some servers want BINDING signed.
+            (Purpose::Binding, Verdict::Nonsense) => self.on_binding(now, local, from, None),
             (Purpose::Binding, _) => self.on_binding(now, local, from, message.mapped()),
-            (purpose, None) => {
+            (purpose, Verdict::Success) => {
                 // A router that was restarted gives us another address, and the relay sees it when
                 // we allocate anew (RFC 8656 §7.3).
                 if let (Purpose::Allocate(_), Some(mapped)) = (purpose, message.mapped()) {
@@ -307,8 +314,11 @@ impl Allocation {
                 }
                 self.on_success(now, purpose, &message);
             }
-            (_, Some(code @ (401 | 438))) => self.on_challenge(now, &transaction, code, &message),
-            (purpose, Some(code)) => self.on_error(now, purpose, code),
+            (_, Verdict::Error(code @ (401 | 438))) => {
+                self.on_challenge(now, &transaction, code, &message);
+            }
+            (purpose, Verdict::Error(code)) => self.on_error(now, purpose, code),
+            (purpose, Verdict::Nonsense) => self.on_nonsense(now, purpose, message.is_success()),
         }
         true
     }
@@ -337,7 +347,7 @@ impl Allocation {
         } else {
             self.credentials.as_ref().zip(self.challenge.as_ref())
         };
-        let signed = auth.is_some();
+        let realm = auth.map(|(_, challenge)| challenge.realm.clone());
         let bytes = stun::encode(purpose.request(), id, auth);
         self.transmits.push_back(RelayTransmit {
             dst,
@@ -347,7 +357,7 @@ impl Allocation {
             purpose,
             dst,
             bytes,
-            signed,
+            realm,
             challenged,
             retransmit,
         };
@@ -452,7 +462,8 @@ impl Allocation {
         self.events.pop_front()
     }
 
-    /// Makes `peer` reachable through the relay; idempotent.
+    /// Makes `peer` reachable through the relay, and keeps it so; to be called whenever something is
+    /// to be sent there. A peer that the relay refuses is asked for again after a pause.
     ///
     /// Without an allocation the wish is kept for later, up to [`MAX_QUEUED_PEERS`] of them. Peers
     /// of a family that the allocation does not cover are ignored.
@@ -465,8 +476,12 @@ impl Allocation {
                 .any(|addr| addr.is_ipv4() == peer.is_ipv4()),
             _ => return self.queue(peer),
         };
-        if covered && let Some(channel) = self.channels.bind(now, peer) {
-            self.send_to_active(now, Purpose::ChannelBind { channel, peer });
+        if !covered {
+            return;
+        }
+        match self.channels.bind(now, peer) {
+            Some(channel) => self.send_to_active(now, Purpose::ChannelBind { channel, peer }),
+            None => self.channels.note_use_of_peer(now, peer),
         }
     }
 
@@ -535,10 +550,9 @@ impl Allocation {
         }
         // A signed ALLOCATE may have succeeded without our knowing.
         let may_exist = self.is_allocated()
-            || self
-                .transactions
-                .iter()
-                .any(|t| t.signed && matches!(t.purpose, Purpose::Allocate(_)));
+            || self.transactions.iter().any(|t| {
+                t.is_signed() && matches!(t.purpose, Purpose::Allocate(_) | Purpose::Discard)
+            });
         self.forget_allocation(now);
         self.queued.clear();
         self.transmits.clear();

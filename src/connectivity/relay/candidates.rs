@@ -35,13 +35,25 @@ impl Gathered {
     }
 }
 
-/// Addresses that no peer could use, or should (data-path spec §2.3).
-pub(super) fn is_valid_candidate(addr: SocketAddr) -> bool {
+/// Addresses that a peer could use, and should (RFC 8445 §5.1.1.1, data-path spec §2.3), of either
+/// end. Link-local ones are out because they mean nothing without an interface, loopback ones because
+/// they mean somebody else to everybody.
+pub(in crate::connectivity) fn is_valid_candidate(addr: SocketAddr) -> bool {
     let usable = match addr.ip() {
         IpAddr::V4(ip) => {
-            !ip.is_link_local() && !ip.is_broadcast() && !ip.is_multicast() && !ip.is_unspecified()
+            !ip.is_link_local()
+                && !ip.is_broadcast()
+                && !ip.is_multicast()
+                && !ip.is_unspecified()
+                && !ip.is_loopback()
         }
-        IpAddr::V6(ip) => !ip.is_multicast() && !ip.is_unspecified(),
+        IpAddr::V6(ip) => {
+            let is_in = |prefix: u16| ip.segments()[0] & 0xffc0 == prefix;
+            let is_local = is_in(0xfe80) || is_in(0xfec0);
+            // Mapped and compatible ones; `::` and `::1` look like the latter.
+            let is_ipv4 = ip.to_ipv4().is_some();
+            !ip.is_multicast() && !is_local && !is_ipv4
+        }
     };
     usable && addr.port() != 0
 }
@@ -209,11 +221,27 @@ mod tests {
             "224.0.0.1:1",
             "255.255.255.255:1",
             "192.0.2.1:0",
+            "127.0.0.1:1",
             "[::]:1",
+            "[::1]:1",
             "[ff02::1]:1",
+            "[fe80::1]:1",
+            "[febf::1]:1",
+            "[fec0::1]:1",
+            "[::ffff:192.0.2.1]:1",
+            "[::192.0.2.1]:1",
+            "[2001:db8::1]:0",
         ] {
             assert!(!is_valid_candidate(addr(bad)), "{bad}");
         }
-        assert!(is_valid_candidate(addr("192.0.2.1:1")));
+        for good in [
+            "192.0.2.1:1",
+            "10.0.0.1:1",
+            "[2001:db8::1]:1",
+            "[fd00::1]:1",
+            "[64:ff9b::192.0.2.1]:1",
+        ] {
+            assert!(is_valid_candidate(addr(good)), "{good}");
+        }
     }
 }

@@ -2,10 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::channel_data::CHANNEL_NUMBERS;
-use super::constants::{CHANNEL_LIFETIME, CHANNEL_REFRESH, CHANNEL_REUSE, REFRESH_RETRY};
+use super::constants::{
+    CHANNEL_LIFETIME, CHANNEL_REFRESH, CHANNEL_RETRY_FIRST, CHANNEL_RETRY_MAX, CHANNEL_REUSE,
+    REFRESH_RETRY,
+};
 
 #[derive(Debug)]
 struct Channel {
@@ -37,6 +40,8 @@ pub(super) struct ChannelTable {
     by_peer: HashMap<SocketAddr, u16>,
     /// Numbers that were given up, with the time from which they may be used again.
     cooling: BTreeMap<u16, Instant>,
+    /// Peers to whom no channel was had lately: when to ask again, and the pause before that.
+    refused: HashMap<SocketAddr, (Instant, Duration)>,
     deadlines: BTreeSet<(Instant, u16)>,
     next: u16,
 }
@@ -47,6 +52,7 @@ impl Default for ChannelTable {
             by_number: HashMap::new(),
             by_peer: HashMap::new(),
             cooling: BTreeMap::new(),
+            refused: HashMap::new(),
             deadlines: BTreeSet::new(),
             next: *CHANNEL_NUMBERS.start(),
         }
@@ -56,8 +62,16 @@ impl Default for ChannelTable {
 impl ChannelTable {
     /// The number for which a CHANNEL-BIND must be sent to reach `peer`.
     ///
-    /// `None` when the binding exists or is under way, or when every number is taken.
+    /// `None` when the binding exists or is under way, was refused just now, or when every number is
+    /// taken.
     pub(super) fn bind(&mut self, now: Instant, peer: SocketAddr) -> Option<u16> {
+        if self
+            .refused
+            .get(&peer)
+            .is_some_and(|(until, _)| now < *until)
+        {
+            return None;
+        }
         if let Some(&number) = self.by_peer.get(&peer) {
             let channel = self.by_number.get_mut(&number)?;
             if channel.pending || channel.is_bound(now) {
@@ -87,6 +101,9 @@ impl ChannelTable {
 
     fn free_number(&mut self, now: Instant) -> Option<u16> {
         self.cooling.retain(|_, until| now < *until);
+        if self.by_number.len() + self.cooling.len() >= CHANNEL_NUMBERS.len() {
+            return None;
+        }
         for _ in CHANNEL_NUMBERS {
             let number = self.next;
             self.next = if number >= *CHANNEL_NUMBERS.end() {
@@ -115,6 +132,7 @@ impl ChannelTable {
             channel.confirmed_at = Some(now);
             channel.pending = false;
             channel.used = false;
+            self.refused.remove(&channel.peer);
             self.schedule(number, now + CHANNEL_REFRESH);
         }
     }
@@ -126,21 +144,40 @@ impl ChannelTable {
             return;
         };
         channel.pending = false;
-        let at = if channel.is_bound(now) {
-            now + REFRESH_RETRY
+        if channel.is_bound(now) {
+            self.schedule(number, now + REFRESH_RETRY);
         } else {
-            channel.requested_at + CHANNEL_REUSE
-        };
-        self.schedule(number, at);
+            let (peer, reusable) = (channel.peer, channel.requested_at + CHANNEL_REUSE);
+            self.schedule(number, reusable);
+            self.pause(now, peer);
+        }
     }
 
-    /// The server refused a binding; returns whose it was.
-    pub(super) fn failed(&mut self, number: u16) -> Option<SocketAddr> {
-        let channel = self.by_number.get_mut(&number)?;
+    /// The server refused a binding. One that it confirmed before lasts until its end all the same
+    /// (RFC 8656 §12: only time ends it), and a refusal like 508 may be over soon.
+    pub(super) fn failed(&mut self, now: Instant, number: u16) {
+        let Some(channel) = self.by_number.get_mut(&number) else {
+            return;
+        };
         channel.pending = false;
+        if channel.is_bound(now) {
+            self.schedule(number, now + REFRESH_RETRY);
+            return;
+        }
         let peer = channel.peer;
         self.forget(number);
-        Some(peer)
+        self.pause(now, peer);
+    }
+
+    /// Whoever wants to reach the peer asks again and again; the server is to be asked less often.
+    fn pause(&mut self, now: Instant, peer: SocketAddr) {
+        self.refused
+            .retain(|_, (until, _)| now < *until + CHANNEL_RETRY_MAX);
+        let pause = match self.refused.get(&peer) {
+            Some((_, last)) => (*last * 2).min(CHANNEL_RETRY_MAX),
+            None => CHANNEL_RETRY_FIRST,
+        };
+        self.refused.insert(peer, (now + pause, pause));
     }
 
     fn forget(&mut self, number: u16) {
@@ -252,6 +289,7 @@ impl ChannelTable {
         // Numbers of the old allocation mean nothing to a new one, but late packets might: go on
         // counting instead of starting over.
         self.cooling.clear();
+        self.refused.clear();
         live.into_iter().map(|(_, peer)| peer).collect()
     }
 }
@@ -297,24 +335,24 @@ mod tests {
     }
 
     #[test]
-    fn channel_in_use_is_refreshed_at_half_its_life() {
+    fn channel_in_use_is_refreshed_before_its_permission_ends() {
         let now = Instant::now();
         let mut table = ChannelTable::default();
         table.bind(now, peer(1));
         table.confirmed(now, 0x4000);
         assert_eq!(table.received(now + secs(10), 0x4000), Some(peer(1)));
-        assert!(run(&mut table, now + secs(299)).is_empty());
-        assert_eq!(run(&mut table, now + secs(300)), [0x4000]);
-        table.confirmed(now + secs(300), 0x4000);
-        assert_eq!(table.to(now + secs(899), peer(1)), Some(0x4000));
+        assert!(run(&mut table, now + secs(239)).is_empty());
+        assert_eq!(run(&mut table, now + secs(240)), [0x4000]);
+        table.confirmed(now + secs(240), 0x4000);
+        assert_eq!(table.to(now + secs(839), peer(1)), Some(0x4000));
         assert!(
-            run(&mut table, now + secs(899)).is_empty(),
+            run(&mut table, now + secs(839)).is_empty(),
             "not used since"
         );
     }
 
     #[test]
-    fn channel_used_again_after_a_quiet_half_life_is_refreshed_at_once() {
+    fn channel_used_again_after_a_quiet_while_is_refreshed_at_once() {
         let now = Instant::now();
         let mut table = ChannelTable::default();
         table.bind(now, peer(1));
@@ -356,9 +394,49 @@ mod tests {
         let now = Instant::now();
         let mut table = ChannelTable::default();
         assert_eq!(table.bind(now, peer(1)), Some(0x4000));
-        assert_eq!(table.failed(0x4000), Some(peer(1)));
+        table.failed(now, 0x4000);
         assert_eq!(table.to(now, peer(1)), None);
-        assert_eq!(table.bind(now, peer(1)), Some(0x4001));
+        assert_eq!(table.bind(now, peer(2)), Some(0x4001));
+        assert_eq!(table.bind(now + secs(1), peer(1)), Some(0x4002));
+    }
+
+    #[test]
+    fn refused_peer_is_asked_for_again_after_growing_pauses() {
+        let start = Instant::now();
+        let mut table = ChannelTable::default();
+        let mut now = start;
+        let mut asked = Vec::new();
+        while now < start + secs(400) {
+            if let Some(number) = table.bind(now, peer(1)) {
+                asked.push((now - start).as_secs());
+                table.failed(now, number);
+            }
+            now += secs(1);
+        }
+        assert_eq!(asked, [0, 1, 3, 7, 15, 31, 63, 127, 207, 287, 367]);
+        let number = table.bind(start + secs(447), peer(1)).unwrap();
+        table.confirmed(start + secs(447), number);
+        assert_eq!(table.to(start + secs(448), peer(1)), Some(number));
+        assert!(table.refused.is_empty());
+    }
+
+    #[test]
+    fn refused_refresh_is_repeated_under_its_number_while_the_binding_lives() {
+        let now = Instant::now();
+        let mut table = ChannelTable::default();
+        table.bind(now, peer(1));
+        table.confirmed(now, 0x4000);
+        table.received(now, 0x4000);
+        assert_eq!(run(&mut table, now + secs(240)), [0x4000]);
+        table.failed(now + secs(241), 0x4000);
+        assert_eq!(table.to(now + secs(241), peer(1)), Some(0x4000));
+        assert_eq!(run(&mut table, now + secs(256)), [0x4000]);
+        for n in (256..600).step_by(15) {
+            table.failed(now + secs(n), 0x4000);
+            assert_eq!(table.to(now + secs(n), peer(1)), Some(0x4000));
+            run(&mut table, now + secs(n + 15));
+        }
+        assert_eq!(table.to(now + secs(600), peer(1)), None, "it is over");
     }
 
     #[test]
@@ -368,6 +446,7 @@ mod tests {
         table.bind(now, peer(1));
         table.unanswered(now + secs(8), 0x4000);
         assert_eq!(table.to(now + secs(8), peer(1)), None);
+        assert_eq!(table.bind(now + secs(8), peer(1)), None, "a pause first");
         assert_eq!(table.bind(now + secs(9), peer(1)), Some(0x4000));
     }
 
@@ -378,10 +457,10 @@ mod tests {
         table.bind(now, peer(1));
         table.confirmed(now, 0x4000);
         table.received(now, 0x4000);
-        assert_eq!(run(&mut table, now + secs(300)), [0x4000]);
-        table.unanswered(now + secs(308), 0x4000);
-        assert_eq!(table.to(now + secs(308), peer(1)), Some(0x4000));
-        assert_eq!(run(&mut table, now + secs(323)), [0x4000]);
+        assert_eq!(run(&mut table, now + secs(240)), [0x4000]);
+        table.unanswered(now + secs(248), 0x4000);
+        assert_eq!(table.to(now + secs(248), peer(1)), Some(0x4000));
+        assert_eq!(run(&mut table, now + secs(263)), [0x4000]);
     }
 
     #[test]
@@ -398,7 +477,7 @@ mod tests {
             table.bind(now, peer(n));
         }
         table.confirmed(now, 0x4000);
-        table.failed(0x4001);
+        table.failed(now, 0x4001);
         assert_eq!(table.clear(now), [peer(1), peer(3)]);
         assert_eq!(table.next_deadline(), None);
         assert_eq!(table.bind(now, peer(9)), Some(0x4003), "keeps counting");

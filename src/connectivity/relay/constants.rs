@@ -23,8 +23,15 @@ pub const REFRESH_RETRY: Duration = Duration::from_secs(15);
 
 /// Lifetime of a channel binding (RFC 8656 §12, §9 of the spec).
 pub const CHANNEL_LIFETIME: Duration = Duration::from_secs(600);
-/// Age at which a channel in use is bound anew (data-path spec §3.4).
-pub const CHANNEL_REFRESH: Duration = Duration::from_secs(300);
+/// Age at which a channel in use is bound anew. Its permission lasts 300 s (RFC 8656 §9), and a
+/// server like coturn deletes the channel together with it; what is left is for retransmission.
+pub const CHANNEL_REFRESH: Duration = Duration::from_secs(240);
+/// First pause after which a refused peer is asked for again: soon, because the pair that needs the
+/// channel is given up after some seconds without an answer. Doubles up to [`CHANNEL_RETRY_MAX`],
+/// since each refusal costs a number for [`CHANNEL_REUSE`].
+pub const CHANNEL_RETRY_FIRST: Duration = Duration::from_secs(1);
+/// Longest pause after a refused channel.
+pub const CHANNEL_RETRY_MAX: Duration = Duration::from_secs(80);
 /// Age at which the number may serve another peer (RFC 8656 §12.1, data-path spec §3.4).
 pub const CHANNEL_REUSE: Duration = Duration::from_secs(900);
 /// Peers that may wait for an allocation (§3.4).
@@ -34,9 +41,12 @@ pub const MAX_QUEUED_PEERS: usize = 100;
 pub const PROBE_FIRST: Duration = Duration::from_secs(1);
 /// Longest pause between two probes of a silent relay.
 pub const PROBE_MAX: Duration = Duration::from_secs(30);
-/// First pause after a refusal that may pass (quota, capacity, …); doubles up to [`REFUSED_MAX`].
+/// First pause after a refusal that may pass; doubles up to [`REFUSED_MAX`].
 pub const REFUSED_FIRST: Duration = Duration::from_secs(5);
-/// Longest pause after a refusal.
+/// The same when quota or capacity are used up: a minute at least (RFC 8656 §7.4), even after what
+/// chance takes off.
+pub const FULL_FIRST: Duration = Duration::from_secs(80);
+/// Longest pause after a refusal, and the only one after a relay has no address of any family.
 pub const REFUSED_MAX: Duration = Duration::from_secs(300);
 /// First pause after bad credentials, which only the portal can mend; doubles up to
 /// [`REFUSED_MAX`].

@@ -16,7 +16,7 @@ use stun_codec::rfc5389::attributes::{
     ErrorCode, MessageIntegrity, Nonce, Realm, Software, Username, XorMappedAddress,
 };
 use stun_codec::rfc5766::attributes::{
-    ChannelNumber, Lifetime, RequestedTransport, XorPeerAddress, XorRelayAddress,
+    ChannelNumber, DontFragment, Lifetime, RequestedTransport, XorPeerAddress, XorRelayAddress,
 };
 use stun_codec::rfc8656::attributes::{
     AdditionalAddressFamily, AddressFamily, RequestedAddressFamily,
@@ -46,7 +46,8 @@ define_attribute_enums!(
         XorRelayAddress,
         RequestedTransport,
         RequestedAddressFamily,
-        AdditionalAddressFamily
+        AdditionalAddressFamily,
+        DontFragment
     ]
 );
 
@@ -122,6 +123,11 @@ pub(crate) struct TurnServer {
     pub(crate) forged_key: Option<String>,
     /// Serves anybody without credentials.
     pub(crate) open: bool,
+    /// Puts an attribute that nobody expects, and everybody has to understand (DONT-FRAGMENT), into
+    /// answers to this method with this error, or 0.
+    pub(crate) adds_unknown_to: Option<(u16, u16)>,
+    /// Whether errors say which.
+    pub(crate) names_errors: bool,
     pub(crate) seen: Vec<Seen>,
     /// What went to peers: from which relayed address, to whom, and the payload.
     pub(crate) forwarded: Vec<(SocketAddr, SocketAddr, Vec<u8>)>,
@@ -153,6 +159,8 @@ impl TurnServer {
             signs_success: true,
             forged_key: None,
             open: false,
+            adds_unknown_to: None,
+            names_errors: true,
             seen: Vec::new(),
             forwarded: Vec::new(),
             allocations: HashMap::new(),
@@ -309,6 +317,16 @@ impl TurnServer {
             437 if method == ALLOCATE && self.style == Style::Coturn => false,
             _ => named && self.signs_errors,
         };
+        if answer != 0 && !self.names_errors {
+            response = Message::new(
+                response.class(),
+                response.method(),
+                response.transaction_id(),
+            );
+        }
+        if self.adds_unknown_to == Some((method, answer)) {
+            response.add_attribute(DontFragment);
+        }
         if sign {
             let user = request.get_attribute::<Username>().unwrap();
             // The stock relay derives a password even for users that it does not let in.
@@ -536,7 +554,14 @@ impl TurnServer {
         if clash {
             return Err(400);
         }
-        let until = now + Duration::from_secs(600);
+        // Nothing but a permission lets anything through, which lasts 300 s (RFC 8656 §9); coturn
+        // deletes the channel together with it.
+        let lasts = if self.style == Style::Coturn {
+            300
+        } else {
+            600
+        };
+        let until = now + Duration::from_secs(lasts);
         allocation.channels.insert(number, (peer, until));
         Ok(success(request))
     }

@@ -27,9 +27,12 @@ pub enum RelayError {
     /// Any other STUN error.
     #[error("the relay answers with error {0}")]
     Refused(u16),
-    /// A success response without what it must carry.
-    #[error("the relay's answer is incomplete")]
+    /// An answer without what it must carry, or with what is not understood.
+    #[error("the relay's answer is incomplete or not understood")]
     Protocol,
+    /// There were answers, but none that is signed with our credentials.
+    #[error("the relay's answers do not prove that they are its own")]
+    Integrity,
     /// The lifetime ended without a successful refresh.
     #[error("the allocation expired")]
     Expired,
@@ -72,6 +75,7 @@ impl RelayError {
             RelayError::Unsupported(_) => "relay_unsupported",
             RelayError::Refused(_) => "relay_refused",
             RelayError::Protocol => "relay_protocol",
+            RelayError::Integrity => "relay_integrity",
             RelayError::Expired => "relay_expired",
             RelayError::NoAddress => "relay_no_address",
             RelayError::Withdrawn => "relay_withdrawn",
@@ -92,6 +96,7 @@ impl RelayError {
             | RelayError::Refused(code) => Some(code),
             RelayError::NoResponse
             | RelayError::Protocol
+            | RelayError::Integrity
             | RelayError::Expired
             | RelayError::NoAddress
             | RelayError::Withdrawn

@@ -91,7 +91,7 @@ fn said(message: &Incoming) -> impl PartialEq + std::fmt::Debug + use<> {
     (
         message.id(),
         message.is_success(),
-        message.error_code(),
+        message.verdict(),
         message.realm().map(|r| r.text().to_owned()),
         message.nonce().map(|n| n.value().to_owned()),
         message.lifetime(),

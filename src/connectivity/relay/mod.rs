@@ -30,6 +30,7 @@ mod set_tests;
 mod span_tests;
 
 pub use allocation::{Allocation, AllocationEvent};
+pub(super) use candidates::is_valid_candidate;
 pub use candidates::{CandidateKind, Gathered};
 pub use error::RelayError;
 pub use set::{Handled, RelaySet, RelaySetEvent};

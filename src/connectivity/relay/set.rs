@@ -411,7 +411,7 @@ impl RelaySet {
         self.relays.get(&id).is_some_and(Relay::is_usable)
     }
 
-    /// Makes `peer` reachable through `relay`; idempotent, see [`Allocation::bind_channel`].
+    /// Makes `peer` reachable through `relay`, see [`Allocation::bind_channel`].
     pub fn bind_channel(&mut self, now: Instant, relay: RelayId, peer: SocketAddr) {
         if let Some(relay) = self.relays.get_mut(&relay) {
             relay.allocation.bind_channel(now, peer);

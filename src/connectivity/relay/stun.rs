@@ -183,9 +183,24 @@ pub(super) enum Integrity {
     Absent,
 }
 
+/// What an answer says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Success,
+    /// The ERROR-CODE.
+    Error(u16),
+    /// It has attributes that have to be understood and are not, or is an error that says none: the
+    /// transaction has failed (RFC 8489 §6.3.3, §6.3.4).
+    Nonsense,
+}
+
 /// A STUN message from a relay.
 #[derive(Debug)]
-pub(super) struct Incoming(Message<Attribute>);
+pub(super) struct Incoming {
+    message: Message<Attribute>,
+    /// Whether every attribute that has to be understood is.
+    is_understood: bool,
+}
 
 impl Incoming {
     /// `None` for everything that is not one well-formed STUN message, and for a wrong FINGERPRINT.
@@ -197,36 +212,39 @@ impl Incoming {
             .decode_from_bytes(datagram)
             .ok()?
             .ok()?;
-        Some(Self(message))
+        Some(Self {
+            message,
+            is_understood: is_understood(datagram),
+        })
     }
 
     /// The same message once more.
     #[cfg(any(test, fuzzing))]
     pub(super) fn encode(&self) -> Vec<u8> {
         MessageEncoder::default()
-            .encode_into_bytes(self.0.clone())
+            .encode_into_bytes(self.message.clone())
             .expect("it came out of a datagram")
     }
 
     pub(super) fn id(&self) -> TransactionId {
-        self.0.transaction_id()
+        self.message.transaction_id()
     }
 
     pub(super) fn is_success(&self) -> bool {
-        self.0.class() == MessageClass::SuccessResponse
+        self.message.class() == MessageClass::SuccessResponse
     }
 
     /// Whether this is an answer to `request`, as far as class and method tell.
     pub(super) fn answers(&self, request: Request) -> bool {
         let is_response = matches!(
-            self.0.class(),
+            self.message.class(),
             MessageClass::SuccessResponse | MessageClass::ErrorResponse
         );
-        is_response && self.0.method() == request.method()
+        is_response && self.message.method() == request.method()
     }
 
     pub(super) fn integrity(&self, credentials: &Credentials, realm: &Realm) -> Integrity {
-        let Some(integrity) = self.0.attributes().find_map(|a| match a {
+        let Some(integrity) = self.message.attributes().find_map(|a| match a {
             Attribute::MessageIntegrity(integrity) => Some(integrity),
             _ => None,
         }) else {
@@ -241,19 +259,24 @@ impl Incoming {
 
     /// What follows MESSAGE-INTEGRITY is not covered by it and must be ignored (RFC 8489 §14.5).
     fn covered(&self) -> impl Iterator<Item = &Attribute> {
-        self.0
+        self.message
             .attributes()
             .take_while(|a| !matches!(a, Attribute::MessageIntegrity(_)))
     }
 
-    /// The ERROR-CODE of an error response; one without is as good as a 400.
-    pub(super) fn error_code(&self) -> u16 {
-        self.covered()
-            .find_map(|a| match a {
-                Attribute::ErrorCode(e) => Some(e.code()),
-                _ => None,
-            })
-            .unwrap_or(400)
+    /// What it says as an answer.
+    pub(super) fn verdict(&self) -> Verdict {
+        if !self.is_understood {
+            return Verdict::Nonsense;
+        }
+        if self.is_success() {
+            return Verdict::Success;
+        }
+        let code = self.covered().find_map(|a| match a {
+            Attribute::ErrorCode(e) => Some(e.code()),
+            _ => None,
+        });
+        code.map_or(Verdict::Nonsense, Verdict::Error)
     }
 
     pub(super) fn realm(&self) -> Option<&Realm> {
@@ -320,6 +343,26 @@ fn is_well_formed(datagram: &[u8]) -> bool {
         attributes = rest;
     }
     attributes.is_empty()
+}
+
+/// Whether all attributes of a well-formed message are known that have to be (types below 0x8000,
+/// RFC 8489 §14), up to MESSAGE-INTEGRITY, which ends what counts.
+fn is_understood(message: &[u8]) -> bool {
+    let mut attributes = message.get(STUN_HEADER_LEN..).unwrap_or_default();
+    while let Some((&[t0, t1, l0, l1], rest)) = attributes.split_first_chunk::<4>() {
+        match u16::from_be_bytes([t0, t1]) {
+            0x0008 => return true,
+            // MAPPED-ADDRESS, UNKNOWN-ATTRIBUTES and RESERVATION-TOKEN are for others, but known.
+            0x0001 | 0x000A | 0x0022 => {}
+            // Those of the codec above.
+            0x0006 | 0x0009 | 0x000C | 0x000D | 0x0012 | 0x0014..=0x0017 | 0x0019 | 0x0020 => {}
+            0x8000.. => {}
+            _ => return false,
+        }
+        let padded = usize::from(u16::from_be_bytes([l0, l1])).next_multiple_of(4);
+        attributes = rest.get(padded..).unwrap_or_default();
+    }
+    true
 }
 
 /// Whether a datagram is one STUN message, without looking at what it says.

@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use stun_codec::TransactionId;
+use stun_codec::rfc5389::attributes::Realm;
 
+use super::RelayError;
 use super::constants::{RETRANSMIT_FACTOR, RETRANSMIT_FIRST, RETRANSMIT_GIVE_UP};
 
 /// A request that waits for its answer.
@@ -19,10 +21,11 @@ pub(super) struct Transaction<P> {
     pub(super) first_sent: Instant,
     /// How often this request was already challenged for another nonce.
     pub(super) challenged: u8,
-    /// Whether the request carried MESSAGE-INTEGRITY.
-    pub(super) signed: bool,
-    /// An error answer that could not be trusted; explains a later time-out.
-    pub(super) distrusted_error: Option<u16>,
+    /// The realm whose key the request was signed with, if it carried MESSAGE-INTEGRITY. The answer
+    /// is signed with the same one, whatever other answers have said since.
+    pub(super) realm: Option<Realm>,
+    /// What an answer said that could not be trusted; explains a later time-out.
+    pub(super) distrusted: Option<RelayError>,
     bytes: Vec<u8>,
     retransmit: bool,
     deadline: Instant,
@@ -57,9 +60,16 @@ pub(super) struct Outgoing<P> {
     pub(super) purpose: P,
     pub(super) dst: SocketAddr,
     pub(super) bytes: Vec<u8>,
-    pub(super) signed: bool,
+    pub(super) realm: Option<Realm>,
     pub(super) challenged: u8,
     pub(super) retransmit: bool,
+}
+
+impl<P> Transaction<P> {
+    /// Whether the request carried MESSAGE-INTEGRITY.
+    pub(super) fn is_signed(&self) -> bool {
+        self.realm.is_some()
+    }
 }
 
 impl<P: Copy> Transactions<P> {
@@ -71,8 +81,8 @@ impl<P: Copy> Transactions<P> {
             dst: outgoing.dst,
             first_sent: now,
             challenged: outgoing.challenged,
-            signed: outgoing.signed,
-            distrusted_error: None,
+            realm: outgoing.realm,
+            distrusted: None,
             bytes: outgoing.bytes,
             retransmit: outgoing.retransmit,
             deadline,
@@ -146,7 +156,7 @@ mod tests {
             purpose: (),
             dst: "192.0.2.1:3478".parse().unwrap(),
             bytes: vec![1, 2, 3],
-            signed: false,
+            realm: None,
             challenged: 0,
             retransmit,
         };

@@ -24,16 +24,15 @@ use uuid::Uuid;
 
 use super::nat::{Behaviour, Nat};
 use super::network::{Datagram, HostId, Line, Network, RELAY_PORT, Site, SiteId};
-use crate::connectivity::relay::channel_data;
+use crate::connectivity;
 use crate::connectivity::relay::double::{Style, TurnServer};
 use crate::datapath::peers::{Path, PathKind, Peer, PeerTable};
-use crate::datapath::worker::Counters;
+use crate::datapath::worker::{Counters, established};
 use crate::gateway::core::Core;
 use crate::packet::{Meta, samples};
 use crate::portal::login;
 use crate::portal::messages::Egress;
 use crate::portal::wire::{self, Inbound};
-use crate::{connectivity, wireguard};
 
 /// Gateway and clients prefer the same port, as stock ones do (data-path spec §1.1).
 pub(super) const PORT: u16 = 52625;
@@ -566,16 +565,7 @@ impl World {
     /// A datagram that arrives at the gateway: what a worker would do with it.
     fn gateway_receives(&mut self, datagram: &Datagram) {
         let Datagram { from, to, payload } = datagram;
-        let header = match payload[..] {
-            [64..=79, _, a, b, ref rest @ ..] if self.table.relays().contains(from) => {
-                if rest.len() < usize::from(u16::from_be_bytes([a, b])) {
-                    return;
-                }
-                channel_data::HEADER_LEN
-            }
-            _ => 0,
-        };
-        let Some(index) = wireguard::data_receiver(&payload[header..]) else {
+        let Some((index, range)) = established(&self.table.relays(), *from, payload) else {
             self.core.handle_datagram(self.now, *to, *from, payload);
             return;
         };
@@ -583,10 +573,7 @@ impl World {
             return;
         };
         let mut scratch = [0; 2048];
-        let packet = match peer
-            .tunn()
-            .decapsulate(None, &payload[header..], &mut scratch)
-        {
+        let packet = match peer.tunn().decapsulate(None, &payload[range], &mut scratch) {
             TunnResult::WriteToTunnelV4(packet, _) | TunnResult::WriteToTunnelV6(packet, _) => {
                 packet.to_vec()
             }

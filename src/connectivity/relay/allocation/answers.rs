@@ -73,7 +73,8 @@ impl Allocation {
                     .filter(|addr| addr.port() != 0 && !addr.ip().is_unspecified())
                     .collect();
                 if relayed.is_empty() {
-                    self.fail(now, RelayError::Protocol);
+                    // What is of no use is deleted (RFC 8656 §7.3).
+                    self.send_to_active(now, Purpose::Discard);
                 } else {
                     self.allocated(now, relayed, message.lifetime());
                 }
@@ -89,6 +90,7 @@ impl Allocation {
                 }
             }
             Purpose::Clear => self.start_allocate(now),
+            Purpose::Discard => self.fail(now, RelayError::Protocol),
             Purpose::ChannelBind { channel, .. } => self.channels.confirmed(now, channel),
             Purpose::Release | Purpose::Binding => {}
         }
@@ -135,11 +137,13 @@ impl Allocation {
         message: &Incoming,
     ) {
         let purpose = transaction.purpose;
-        let known_realm = self.challenge.as_ref().map(|c| &c.realm);
-        let realm = message.realm().or(known_realm).cloned();
+        let used = transaction.realm.as_ref();
+        let known = self.challenge.as_ref().map(|c| &c.realm);
+        let realm = message.realm().or(used).or(known).cloned();
         // A signed request that is answered 401 was signed with the wrong key, unless the key was
-        // made with another realm (RFC 8489 §9.2.5).
-        let refused = code == 401 && transaction.signed && realm.as_ref() == known_realm;
+        // made with another realm (RFC 8489 §9.2.5). What counts is the request's own: the answer to
+        // another one may have brought a new realm meanwhile.
+        let refused = code == 401 && transaction.is_signed() && realm.as_ref() == used;
         if refused || self.credentials.is_none() {
             return self.fail(now, RelayError::BadCredentials);
         }
@@ -160,6 +164,7 @@ impl Allocation {
                 self.send_to_active(now, Purpose::Clear);
             }
             (Purpose::Clear, 437) => self.start_allocate(now),
+            (Purpose::Discard, _) => self.fail(now, RelayError::Protocol),
             // 400, because that is what a server says that chokes on an attribute.
             (Purpose::Allocate(Families::Both), 400 | 420 | 440 | 442) => {
                 self.send_to_active(now, Purpose::Allocate(Families::Default));
@@ -178,9 +183,26 @@ impl Allocation {
             }
             (Purpose::ChannelBind { channel, peer }, _) => {
                 debug!(relay.id = %self.id, %peer, stun.error_code = code, "Relay refuses a channel");
-                self.channels.failed(channel);
+                self.channels.failed(now, channel);
             }
             (Purpose::Release | Purpose::Binding, _) => {}
+        }
+    }
+
+    /// The answer is the relay's, but what it says is not understood.
+    pub(super) fn on_nonsense(&mut self, now: Instant, purpose: Purpose, is_success: bool) {
+        match purpose {
+            // Whatever it is that the relay made.
+            Purpose::Allocate(_) if is_success => self.send_to_active(now, Purpose::Discard),
+            Purpose::Allocate(_) | Purpose::Clear | Purpose::Discard => {
+                self.fail(now, RelayError::Protocol);
+            }
+            Purpose::Refresh => {
+                self.note_error(now, RelayError::Protocol);
+                self.retry_refresh(now);
+            }
+            Purpose::ChannelBind { channel, .. } => self.channels.failed(now, channel),
+            Purpose::Release | Purpose::Binding => {}
         }
     }
 
@@ -195,11 +217,11 @@ impl Allocation {
         let alive = self
             .last_heard
             .is_some_and(|at| at > transaction.first_sent);
-        let cause = transaction
-            .distrusted_error
-            .map_or(RelayError::NoResponse, RelayError::from_code);
+        // All answers were wrongly signed, or not at all (RFC 8489 §9.2.5).
+        let cause = transaction.distrusted.unwrap_or(RelayError::NoResponse);
         match transaction.purpose {
             Purpose::Release => {}
+            Purpose::Discard => self.fail(now, RelayError::Protocol),
             Purpose::Binding => {
                 let probing = matches!(self.state, State::Probing);
                 let others = self

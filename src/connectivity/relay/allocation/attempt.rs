@@ -7,7 +7,8 @@ use tracing::{debug, warn};
 
 use super::super::RelayError;
 use super::super::constants::{
-    BAD_CREDENTIALS_FIRST, MIN_REFRESH_INTERVAL, PROBE_FIRST, PROBE_MAX, REFUSED_FIRST, REFUSED_MAX,
+    BAD_CREDENTIALS_FIRST, FULL_FIRST, MIN_REFRESH_INTERVAL, PROBE_FIRST, PROBE_MAX, REFUSED_FIRST,
+    REFUSED_MAX,
 };
 use super::super::stun::Families;
 use super::{Allocation, AllocationEvent, Purpose, State};
@@ -86,6 +87,11 @@ impl Allocation {
             RelayError::NoAddress => return None,
             RelayError::NoResponse | RelayError::Expired => (PROBE_FIRST, PROBE_MAX),
             RelayError::BadCredentials => (BAD_CREDENTIALS_FIRST, REFUSED_MAX),
+            RelayError::QuotaReached | RelayError::InsufficientCapacity => {
+                (FULL_FIRST, REFUSED_MAX)
+            }
+            // By then every family was asked for (RFC 8656 §7.4: not to be repeated).
+            RelayError::Unsupported(440) => (REFUSED_MAX, REFUSED_MAX),
             _ => (REFUSED_FIRST, REFUSED_MAX),
         };
         let full = first.saturating_mul(1 << self.same_cause.min(16)).min(max);

@@ -34,7 +34,7 @@ fn bytes(hex_with_spaces: &str) -> Vec<u8> {
 }
 
 fn short_term_is_valid(message: &Incoming, password: &str) -> bool {
-    let integrity = message.0.get_attribute::<Mi>().unwrap();
+    let integrity = message.message.get_attribute::<Mi>().unwrap();
     integrity.check_short_term_credential(password).is_ok()
 }
 
@@ -214,6 +214,152 @@ fn message_around(kind: u16, attributes: &[(u16, Vec<u8>)]) -> Vec<u8> {
     datagram
 }
 
+/// The values of the attributes of one type.
+fn values(datagram: &[u8], wanted: u16) -> Vec<Vec<u8>> {
+    let mut values = Vec::new();
+    let mut rest = &datagram[20..];
+    while !rest.is_empty() {
+        let kind = u16::from_be_bytes([rest[0], rest[1]]);
+        let len = usize::from(u16::from_be_bytes([rest[2], rest[3]]));
+        if kind == wanted {
+            values.push(rest[4..4 + len].to_vec());
+        }
+        rest = &rest[4 + len.next_multiple_of(4)..];
+    }
+    values
+}
+
+#[test]
+fn attributes_have_their_values_and_reserved_bytes_are_zero() {
+    let id = TransactionId::new([7; 12]);
+    let both = encode(Request::Allocate(Families::Both), id, None);
+    assert_eq!(
+        values(&both, 0x0019),
+        [[17, 0, 0, 0]],
+        "REQUESTED-TRANSPORT"
+    );
+    assert_eq!(
+        values(&both, 0x8000),
+        [[2, 0, 0, 0]],
+        "ADDITIONAL-ADDRESS-FAMILY"
+    );
+    assert!(values(&both, 0x0017).is_empty());
+    let v6 = encode(Request::Allocate(Families::V6), id, None);
+    assert_eq!(
+        values(&v6, 0x0017),
+        [[2, 0, 0, 0]],
+        "REQUESTED-ADDRESS-FAMILY"
+    );
+    assert!(values(&v6, 0x8000).is_empty());
+    let default = encode(Request::Allocate(Families::Default), id, None);
+    assert_eq!(attribute_types(&default), [0x8022, 0x0019]);
+
+    let bind = |peer: &str| {
+        let peer = peer.parse().unwrap();
+        encode(
+            Request::ChannelBind {
+                channel: 0x4ABC,
+                peer,
+            },
+            id,
+            None,
+        )
+    };
+    let v4 = bind("192.0.2.1:9");
+    assert_eq!(values(&v4, 0x000C), [[0x4A, 0xBC, 0, 0]], "CHANNEL-NUMBER");
+    let [port0, port1] = (9u16 ^ 0x2112).to_be_bytes();
+    assert_eq!(
+        values(&v4, 0x0012),
+        [[0, 1, port0, port1, 192 ^ 0x21, 0x12, 2 ^ 0xA4, 1 ^ 0x42]],
+        "XOR-PEER-ADDRESS"
+    );
+    let v6 = values(&bind("[2001:db8::1]:9"), 0x0012).remove(0);
+    assert_eq!(v6[..4], [0, 2, port0, port1]);
+    let mask = [&MAGIC_COOKIE[..], &[7; 12]].concat();
+    let address: Vec<u8> = v6[4..].iter().zip(mask).map(|(a, b)| a ^ b).collect();
+    let expected: std::net::Ipv6Addr = "2001:db8::1".parse().unwrap();
+    assert_eq!(address, expected.octets());
+}
+
+#[test]
+fn padding_is_zero_and_requests_are_short() {
+    // What servers of today send is shorter than this.
+    let user = credentials(&"u".repeat(61), "secret");
+    let auth = challenge(&"r".repeat(41), &"n".repeat(97));
+    for request in [
+        Request::Binding,
+        Request::Allocate(Families::Both),
+        Request::Allocate(Families::Default),
+        Request::Allocate(Families::V6),
+        Request::Refresh { lifetime: None },
+        Request::Refresh { lifetime: Some(0) },
+        Request::ChannelBind {
+            channel: 0x4001,
+            peer: "[2001:db8::1]:9".parse().unwrap(),
+        },
+    ] {
+        let datagram = encode(request, TransactionId::new([9; 12]), Some((&user, &auth)));
+        // IPv4 without path MTU discovery (RFC 8489 §6.1).
+        assert!(datagram.len() < 548, "{} bytes", datagram.len());
+        let mut at = STUN_HEADER_LEN;
+        let mut padding = 0;
+        while at < datagram.len() {
+            let len = usize::from(u16::from_be_bytes([datagram[at + 2], datagram[at + 3]]));
+            let (end, next) = (at + 4 + len, at + 4 + len.next_multiple_of(4));
+            assert!(datagram[end..next].iter().all(|byte| *byte == 0));
+            padding += next - end;
+            at = next;
+        }
+        assert!(padding >= 9, "three odd lengths");
+    }
+}
+
+#[test]
+fn unknown_optional_attributes_and_reserved_bits_are_ignored() {
+    let mapped = |first: u8| vec![first, 1, 0x21 ^ 0x12, 0x12 ^ 0x34, 0x21, 0x12, 0xA4, 0x42];
+    for first in [0, 0x80, 0xFF] {
+        let datagram = message_around(
+            0x0101,
+            &[
+                (0x8001, vec![1]),
+                (0xFFFF, vec![]),
+                (0x0020, mapped(first)),
+                (0x0001, vec![0, 1, 0, 1, 1, 1, 1, 1]),
+            ],
+        );
+        let message = Incoming::decode(&datagram).unwrap();
+        assert_eq!(message.verdict(), Verdict::Success);
+        assert_eq!(message.mapped(), Some("0.0.0.0:4660".parse().unwrap()));
+    }
+    for reserved in [[0, 0, 0], [0xFF, 0xFF, 0xF8]] {
+        let value = vec![reserved[0], reserved[1], reserved[2] | 4, 86];
+        let datagram = message_around(0x0113, &[(0x0009, value)]);
+        let message = Incoming::decode(&datagram).unwrap();
+        assert_eq!(message.verdict(), Verdict::Error(486));
+    }
+}
+
+#[test]
+fn what_must_be_understood_and_is_not_makes_nonsense_unless_it_comes_too_late() {
+    let error = (0x0009, vec![0, 0, 4, 86]);
+    for unknown in [0x0002, 0x0013, 0x001A, 0x7FFF] {
+        for kind in [0x0103, 0x0113] {
+            let datagram = message_around(kind, &[error.clone(), (unknown, vec![1, 2, 3])]);
+            let message = Incoming::decode(&datagram).unwrap();
+            assert_eq!(message.verdict(), Verdict::Nonsense, "{unknown:#x}");
+        }
+        let behind = [error.clone(), (0x0008, vec![0; 20]), (unknown, vec![])];
+        let message = Incoming::decode(&message_around(0x0113, &behind)).unwrap();
+        assert_eq!(message.verdict(), Verdict::Error(486));
+    }
+    let message = Incoming::decode(&message_around(0x0113, &[])).unwrap();
+    assert_eq!(
+        message.verdict(),
+        Verdict::Nonsense,
+        "an error without a code"
+    );
+}
+
 proptest! {
     #[test]
     fn arbitrary_bytes_never_panic(datagram: Vec<u8>) {
@@ -240,7 +386,7 @@ proptest! {
         let datagram = message_around(kind, &attributes);
         prop_assert!(is_well_formed(&datagram));
         if let Some(message) = Incoming::decode(&datagram) {
-            let _ = (message.error_code(), message.relayed(), message.mapped(), message.lifetime());
+            let _ = (message.verdict(), message.relayed(), message.mapped(), message.lifetime());
             let realm = Realm::new("r".to_owned()).unwrap();
             let verdict = message.integrity(&credentials("u", "p"), &realm);
             prop_assert_ne!(verdict, Integrity::Valid);
