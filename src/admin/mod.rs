@@ -101,7 +101,7 @@ impl AdminState {
     pub async fn complete_status(&self) -> Arc<Status> {
         let latest = self.status();
         // While it shuts down, the slow path has other things to do.
-        if latest.complete || latest.draining {
+        if latest.draining {
             return latest;
         }
         let Some(questions) = &self.questions else {
