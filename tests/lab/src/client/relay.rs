@@ -492,8 +492,13 @@ impl Relays {
             return false;
         };
         let Some(number) = path.channels.get(&peer) else {
-            // Whom a check goes to through the relay, the relay must be able to reach.
-            if path.wanted.contains(&peer) || path.wanted.len() < MAX_QUEUED_PEERS {
+            // Whom a check goes to through the relay, the relay must be able to reach; where that
+            // cannot be, coturn keeps the TURN library waiting.
+            let reachable = match peer.ip() {
+                IpAddr::V4(ip) => !ip.is_private(),
+                IpAddr::V6(ip) => !ip.is_unique_local(),
+            };
+            if path.wanted.contains(&peer) || (reachable && path.wanted.len() < MAX_QUEUED_PEERS) {
                 path.wanted.insert(peer);
                 path.bind(turn_now, peer);
                 path.turn_wake = now;
