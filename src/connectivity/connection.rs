@@ -300,9 +300,10 @@ impl Connection {
 
     /// Whether a check may leave from `source`. A client that meets a relayed address before it is
     /// told of it takes it for better than a direct path through NAT, and keeps to that (RFC 8838
-    /// §10 forbids it, too). Without any path that is welcome.
+    /// §10 forbids it, too). It will check that address itself as soon as it is told, which opens the
+    /// way for our checks. Only where there is no path, and nobody to tell it, that is welcome.
     pub(super) fn may_check_from(&mut self, now: Instant, source: SocketAddr) -> bool {
-        if self.path.is_none() {
+        if self.path.is_none() && !self.can_signal {
             return true;
         }
         self.untold
