@@ -238,7 +238,10 @@ fn restarted(name: &str, relays: usize) -> Result<()> {
             "coturn" => lab.start_relay(),
             _ => lab.restart_second_relay(),
         },
-    )
+    )?;
+    lab.fetch(&page(RESOURCE_V4))
+        .with_context(|| lab.net.logs())?;
+    Ok(())
 }
 
 #[test]
