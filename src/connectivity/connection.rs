@@ -1,6 +1,7 @@
 //! One client's ICE agent with what surrounds it: candidates, relay, nominated path, time limits.
 
 mod details;
+mod known;
 mod pairs;
 mod paths;
 
@@ -13,10 +14,12 @@ use is::{
 };
 
 use self::details::History;
+use self::known::Candidates;
 use self::pairs::{Ends, Pairs};
 use self::paths::Search;
 use super::relay::is_valid_candidate;
 use super::{ConnectionView, FailureCause};
+use crate::admin::model::CandidateKind as KnownKind;
 use crate::datapath::peers::Path;
 use crate::ids::RelayId;
 use crate::portal::messages::IceCredentials;
@@ -41,6 +44,9 @@ const MAX_PAIRS: usize = 100;
 
 /// Remote candidates per connection, with those that came and went: the agent keeps them all.
 const MAX_REMOTE: usize = 1000;
+/// From then on, those that are named once more are passed over: clients name all of theirs with each
+/// authorization, and must not use up the room for new ones.
+const MAX_REPEATS: usize = 200;
 
 /// Optimistic candidates per call (data-path spec §2.3).
 const MAX_OPTIMISTIC: usize = 2;
@@ -77,6 +83,9 @@ const IDLE: Profile = Profile {
 
 pub(super) struct Connection {
     agent: IceAgent,
+    /// Its candidates, and whether they may have changed since.
+    known: Candidates,
+    is_known_stale: bool,
     local: IceCredentials,
     remote: IceCredentials,
     /// The relays that it may be reached through, the preferred one first.
@@ -130,6 +139,8 @@ impl Connection {
         agent.set_timing_advance(Duration::ZERO);
         let mut connection = Self {
             agent,
+            known: Candidates::default(),
+            is_known_stale: true,
             local: local.clone(),
             remote: remote.clone(),
             relays: Vec::new(),
@@ -174,6 +185,11 @@ impl Connection {
         self.local == *local && self.remote == *remote
     }
 
+    /// Whether no way leads to the client, and no new address of its can be taken in any more.
+    pub(super) fn is_worn_out(&self) -> bool {
+        self.remotes >= MAX_REMOTE && self.path.is_none()
+    }
+
     /// Whether a message was made with this connection's credentials.
     pub(super) fn accepts(&self, message: &StunMessage<'_>) -> bool {
         self.agent.accepts_message(message)
@@ -210,6 +226,7 @@ impl Connection {
 
     /// Whether the agent took the candidate.
     fn add_local(&mut self, candidate: Result<Candidate, is::IceError>) -> bool {
+        self.is_known_stale = true;
         match candidate {
             Ok(candidate) => {
                 let added = self.agent.add_local_candidate(candidate).cloned();
@@ -334,6 +351,7 @@ impl Connection {
         let Ok(mut candidate) = Candidate::relayed(address, base, "udp") else {
             return;
         };
+        self.is_known_stale = true;
         if self.agent.invalidate_candidate(&candidate) {
             self.added
                 .retain(|c| c.addr() != address || c.kind() != CandidateKind::Relayed);
@@ -380,16 +398,17 @@ impl Connection {
 
     fn add_remote_candidate(&mut self, candidate: Candidate) {
         let ip = candidate.addr().ip();
-        // The agent takes one that it could not pair for a new one each time it is repeated.
-        let is_vain = !self
+        // One that has no pair, or none any more, the agent takes for a new one when it is repeated:
+        // another try, unless it is in vain.
+        let is_repeated = self
+            .agent
+            .remote_candidates()
+            .any(|c| c.addr() == candidate.addr() && c.kind() == candidate.kind());
+        let has_family = self
             .agent
             .local_candidates()
-            .any(|c| c.addr().is_ipv4() == ip.is_ipv4())
-            && self
-                .agent
-                .remote_candidates()
-                .any(|c| c.addr() == candidate.addr() && c.kind() == candidate.kind());
-        if is_vain {
+            .any(|c| c.addr().is_ipv4() == ip.is_ipv4());
+        if is_repeated && (!has_family || self.remotes >= MAX_REPEATS) {
             return;
         }
         if self.remotes >= MAX_REMOTE {
@@ -397,15 +416,16 @@ impl Connection {
             return;
         }
         self.remotes += 1;
+        self.is_known_stale = true;
         self.agent.add_remote_candidate(candidate);
     }
 
     /// Whether the agent may hear of a source of checks; it makes a candidate of each new one.
     fn may_hear_of(&mut self, ends: Ends) -> bool {
-        let is_known = self.pairs.ends().any(|known| known == ends)
-            || self.agent.remote_candidates().any(|c| c.addr() == ends.1);
+        let is_known = self.pairs.ends().any(|known| known == ends) || self.known.is_theirs(ends.1);
         if !is_known {
             self.remotes += 1;
+            self.is_known_stale = true;
         }
         is_known || self.remotes <= MAX_REMOTE
     }
@@ -445,6 +465,7 @@ impl Connection {
                 // The agent would take its own candidate with the same address.
                 let ours = |c: Candidate| c.addr() == candidate.addr();
                 if !self.agent.local_candidates().any(ours) {
+                    self.is_known_stale = true;
                     self.agent.invalidate_candidate(&candidate);
                 }
             }
@@ -454,10 +475,11 @@ impl Connection {
     /// Remote addresses that our relay must be able to forward to. Private host addresses are left
     /// out: a relay on the internet cannot reach them.
     pub(super) fn channel_peers(&self) -> impl Iterator<Item = SocketAddr> + '_ {
-        self.agent
-            .remote_candidates()
-            .filter(|c| c.kind() != CandidateKind::Host || is_public(c.addr().ip()))
-            .map(|c| c.addr())
+        self.known
+            .theirs
+            .iter()
+            .filter(|c| c.kind != KnownKind::Host || is_public(c.address.ip()))
+            .map(|c| c.address)
     }
 
     /// Whether an address is one of them.
@@ -465,7 +487,7 @@ impl Connection {
         self.channel_peers().any(|address| address == peer)
     }
 
-    /// `relayed` says that a relay forwarded the message: `local` is an address of its.
+    /// Unless the message `is_direct`, a relay forwarded it, and `local` is an address of the relay's.
     pub(super) fn handle_stun(
         &mut self,
         now: Instant,
@@ -482,13 +504,16 @@ impl Connection {
                 return;
             }
             self.untold.retain(|(address, _)| *address != local);
-            let is_new = !self.agent.local_candidates().any(|c| c.addr() == local);
+            let is_new = !self.known.has_ours(local);
             if is_new && is_direct && is_valid_candidate(local) {
                 self.add_host(local);
             }
             self.pairs.asked((local, remote), message.use_candidate());
         } else if accepted && message.is_successful_binding_response() {
             self.pairs.answered(now, (local, remote));
+            // Who answers says how it sees us, which makes a candidate.
+            let seen = message.mapped_address();
+            self.is_known_stale |= seen.is_some_and(|seen| !self.known.has_ours(seen));
         }
         self.agent.handle_packet(
             now,
@@ -543,6 +568,9 @@ impl Connection {
                 IceAgentEvent::IceRestart(_) | IceAgentEvent::DiscoveredRecv { .. } => {}
             }
         }
+        if std::mem::take(&mut self.is_known_stale) {
+            self.known = Candidates::of(&self.agent);
+        }
     }
 
     /// The agent's next datagram: source (a host or relayed candidate), destination, bytes.
@@ -551,7 +579,7 @@ impl Connection {
             let transmit = self.agent.poll_transmit()?;
             // A client that saw another address than the relayed one made that a candidate, too,
             // which stays when the relayed one goes.
-            if self.relay_of(transmit.source).is_some() || self.is_host(transmit.source) {
+            if self.relay_of(transmit.source).is_some() || self.known.is_host(transmit.source) {
                 return Some((
                     transmit.source,
                     transmit.destination,
@@ -559,12 +587,6 @@ impl Connection {
                 ));
             }
         }
-    }
-
-    fn is_host(&self, address: SocketAddr) -> bool {
-        self.agent
-            .local_candidates()
-            .any(|c| c.kind() == CandidateKind::Host && c.addr() == address)
     }
 
     /// The relay to send through, if `source` is one of its relayed addresses.

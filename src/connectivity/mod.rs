@@ -247,7 +247,7 @@ impl Connectivity {
             && self
                 .connections
                 .get(&client)
-                .is_some_and(|c| c.has_credentials(local, remote));
+                .is_some_and(|c| c.has_credentials(local, remote) && !c.is_worn_out());
         if reusable {
             self.with_connection(now, client, |connection| {
                 connection.touch(now);

@@ -469,6 +469,40 @@ fn clients_whose_fragments_are_alike_do_not_get_in_each_others_way() {
 }
 
 #[test]
+fn candidates_that_are_named_again_and_again_leave_room_for_new_ones() {
+    let mut w = World::new(&[CLIENT]);
+    w.upsert();
+    let named = |w: &mut World, address: &str, port: u16| {
+        let line = format!("candidate:1 1 udp 1 {address} {port} typ host");
+        w.gateway.add_remote_candidates(w.now, id(), &[line]);
+        // Long enough for the pair to be given up.
+        w.run(20.0);
+    };
+    for _ in 0..1100 {
+        named(&mut w, "203.0.113.5", 7);
+    }
+    named(&mut w, "203.0.113.6", 8);
+    let known: Vec<_> = w.gateway.connections[&id()].channel_peers().collect();
+    assert!(known.contains(&sock("203.0.113.6:8")), "{}", known.len());
+}
+
+#[test]
+fn a_connection_without_room_or_path_is_made_anew() {
+    let mut w = World::new(&[CLIENT]);
+    w.blocked = vec![sock(CLIENT)];
+    w.upsert();
+    let lines: Vec<_> = (1..3000)
+        .map(|port| format!("candidate:1 1 udp 1 203.0.113.5 {port} typ srflx"))
+        .collect();
+    w.gateway.add_remote_candidates(w.now, id(), &lines);
+    w.blocked.clear();
+    w.upsert();
+    w.offer_client_candidates();
+    w.run(3.0);
+    assert!(w.path().is_some());
+}
+
+#[test]
 fn a_client_can_name_many_candidates_but_not_any_number() {
     let mut w = World::new(&[CLIENT]);
     w.upsert();

@@ -1,11 +1,9 @@
 //! What to show of a connection when somebody asks: candidates, pairs and the path's past.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
 use std::time::Instant;
 
-use is::Candidate;
-
+use super::known::{Known, pair_priority};
 use super::pairs::Pair;
 use super::{Connection, MAX_PAIRS};
 use crate::admin::model::{CandidateKind, CandidateStatus, PairStatus, PathReason};
@@ -47,38 +45,6 @@ impl History {
     }
 }
 
-/// A candidate without what is only for signalling.
-#[derive(Clone, Copy)]
-struct Known {
-    address: SocketAddr,
-    kind: CandidateKind,
-    priority: u32,
-}
-
-impl Known {
-    /// By falling priority.
-    fn all(candidates: impl Iterator<Item = Candidate>) -> Vec<Self> {
-        let mut all: Vec<Self> = candidates
-            .map(|candidate| Self {
-                address: candidate.addr(),
-                kind: kind(candidate.kind()),
-                priority: candidate.prio(),
-            })
-            .collect();
-        all.sort_by_key(|known| std::cmp::Reverse(known.priority));
-        all
-    }
-}
-
-fn kind(kind: is::CandidateKind) -> CandidateKind {
-    match kind {
-        is::CandidateKind::Host => CandidateKind::Host,
-        is::CandidateKind::ServerReflexive => CandidateKind::ServerReflexive,
-        is::CandidateKind::PeerReflexive => CandidateKind::PeerReflexive,
-        is::CandidateKind::Relayed => CandidateKind::Relayed,
-    }
-}
-
 fn shown(candidates: &[Known]) -> Vec<CandidateStatus> {
     candidates
         .iter()
@@ -90,12 +56,6 @@ fn shown(candidates: &[Known]) -> Vec<CandidateStatus> {
         .collect()
 }
 
-/// Pair priority (RFC 8445 §6.1.2.3); the client is the controlling one.
-pub(super) fn pair_priority(ours: u32, theirs: u32) -> u64 {
-    let (ours, theirs) = (u64::from(ours), u64::from(theirs));
-    (ours.min(theirs) << 32) + 2 * ours.max(theirs) + u64::from(theirs > ours)
-}
-
 impl Connection {
     /// Costs some microseconds and allocations, so it is for those who ask, not for each snapshot.
     pub(in crate::connectivity) fn details(
@@ -103,8 +63,7 @@ impl Connection {
         now: Instant,
         unix_now: f64,
     ) -> ConnectionDetails {
-        let ours = Known::all(self.agent.local_candidates());
-        let theirs = Known::all(self.agent.remote_candidates());
+        let (ours, theirs) = (&self.known.ours, &self.known.theirs);
         // What is not a host or relayed address is reached through one (RFC 8445 §6.1.2.4).
         let bases: Vec<Known> = ours
             .iter()
@@ -116,14 +75,14 @@ impl Connection {
         let mut pairs: Vec<(Pair, Option<Known>, Option<Known>)> = self
             .pairs
             .iter()
-            .map(|pair| (*pair, of(&bases, pair.ends.0), of(&theirs, pair.ends.1)))
+            .map(|pair| (*pair, of(&bases, pair.ends.0), of(theirs, pair.ends.1)))
             .filter(|(pair, local, remote)| {
                 (local.is_some() && remote.is_some()) || self.in_use == Some(pair.ends)
             })
             .collect();
         // The agent keeps its check list to itself, but this is how it is made. Pairs that failed
         // stay: each search tries them again.
-        'all: for remote in &theirs {
+        'all: for remote in theirs {
             for local in &bases {
                 if pairs.len() >= MAX_PAIRS {
                     break 'all;
@@ -164,9 +123,9 @@ impl Connection {
                 })
                 .collect(),
             local_candidate_count: ours.len(),
-            local_candidates: shown(&ours),
+            local_candidates: shown(ours),
             remote_candidate_count: theirs.len(),
-            remote_candidates: shown(&theirs),
+            remote_candidates: shown(theirs),
         }
     }
 }

@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 
 use is::{Candidate, CandidateKind};
 
-use super::details::pair_priority;
 use super::pairs::Ends;
 use super::{ACTIVE, Connection, IDLE, SUSPECT};
 use crate::admin::model::PathReason;
@@ -93,9 +92,10 @@ impl Connection {
     /// meets in a check before it is told of it counts as peer-reflexive, above what NAT routers
     /// give, for good.
     fn permitted(&self, now: Instant) -> Option<Ends> {
-        let lives = |(local, remote): Ends| self.is_ours(local) && self.is_theirs(remote);
+        let lives =
+            |(local, remote): Ends| self.known.is_ours(local) && self.known.is_theirs(remote);
         let chosen = self.chosen?;
-        let rank = |ends| self.priority(ends);
+        let rank = |ends| self.known.priority(ends);
         let chosen_rank = lives(chosen).then(|| rank(chosen));
         self.pairs
             .alive(now, self.kept_for())
@@ -128,8 +128,8 @@ impl Connection {
     fn best_alive(&self, now: Instant) -> Option<Ends> {
         self.pairs
             .alive(now, self.alive_within())
-            .filter(|(ends, _)| self.is_ours(ends.0) && self.is_theirs(ends.1))
-            .max_by_key(|(ends, nominated)| (*nominated, self.priority(*ends)))
+            .filter(|(ends, _)| self.known.is_ours(ends.0) && self.known.is_theirs(ends.1))
+            .max_by_key(|(ends, nominated)| (*nominated, self.known.priority(*ends)))
             .map(|(ends, _)| ends)
     }
 
@@ -143,7 +143,7 @@ impl Connection {
     fn dead_after(&self, (local, remote): Ends) -> Duration {
         if self.idle {
             IDLE_DEAD_AFTER
-        } else if self.relay_of(local).is_some() || self.is_their_relay(remote) {
+        } else if self.relay_of(local).is_some() || self.known.is_their_relay(remote) {
             RELAYED_DEAD_AFTER
         } else {
             DIRECT_DEAD_AFTER
@@ -157,35 +157,6 @@ impl Connection {
         } else {
             RELAYED_DEAD_AFTER
         }
-    }
-
-    fn is_their_relay(&self, remote: SocketAddr) -> bool {
-        self.agent
-            .remote_candidates()
-            .any(|c| c.addr() == remote && c.kind() == CandidateKind::Relayed)
-    }
-
-    fn is_theirs(&self, remote: SocketAddr) -> bool {
-        self.agent.remote_candidates().any(|c| c.addr() == remote)
-    }
-
-    fn is_ours(&self, local: SocketAddr) -> bool {
-        self.agent
-            .local_candidates()
-            .any(|c| c.addr() == local && c.kind() != CandidateKind::ServerReflexive)
-    }
-
-    fn priority(&self, (local, remote): Ends) -> u64 {
-        let best = |candidates: &mut dyn Iterator<Item = Candidate>, address| {
-            candidates
-                .filter(|c| c.addr() == address)
-                .map(|c| c.prio())
-                .max()
-                .unwrap_or(0)
-        };
-        let ours = best(&mut self.agent.local_candidates(), local);
-        let theirs = best(&mut self.agent.remote_candidates(), remote);
-        pair_priority(ours, theirs)
     }
 
     /// When the pair in use counts as dead unless it is answered before.
@@ -268,7 +239,7 @@ impl Connection {
         self.nominated = self.permitted(now);
         let preferred = self.preferred(now);
         let path = preferred.and_then(|(local, remote)| {
-            let remote_relayed = self.is_their_relay(remote);
+            let remote_relayed = self.known.is_their_relay(remote);
             match self.relay_of(local) {
                 Some(relay) => channel_to(relay, remote).map(|channel| Path {
                     source: None,
@@ -325,10 +296,10 @@ impl Connection {
         }
         if let Some((local, remote)) = self.in_use {
             // Of ours, only relayed addresses ever go.
-            if !self.is_ours(local) {
+            if !self.known.is_ours(local) {
                 return PathReason::RelayLost;
             }
-            if !self.is_theirs(remote) {
+            if !self.known.is_theirs(remote) {
                 return PathReason::Withdrawn;
             }
         }
@@ -356,7 +327,7 @@ impl Connection {
         let is_back = if is_nominated {
             // The client did not choose just now, so it was our own choice that ended.
             self.was_nominated == self.nominated
-                || (self.search.sought && self.priority(new) > self.priority(old))
+                || (self.search.sought && self.known.priority(new) > self.known.priority(old))
         } else {
             // What the agent holds on to is dead. The client may have chosen one of the others.
             !self.pairs.is_nominated(new) || self.pairs.is_nominated(old)
@@ -398,7 +369,7 @@ impl Connection {
             .pairs
             .alive(now, self.alive_within())
             .map(|(ends, _)| ends)
-            .filter(|ends| self.is_ours(ends.0) && self.is_theirs(ends.1))
+            .filter(|ends| self.known.is_ours(ends.0) && self.known.is_theirs(ends.1))
             .collect();
         if alive.is_empty() {
             return;
@@ -406,7 +377,8 @@ impl Connection {
         // A local address that only the client's relay reaches any more is silent for all that
         // matters: withdrawing it cuts that way off, too, but as long as it is offered the client
         // believes that it can have it directly.
-        let counts = |ends: &Ends| self.relay_of(ends.0).is_some() || !self.is_their_relay(ends.1);
+        let counts =
+            |ends: &Ends| self.relay_of(ends.0).is_some() || !self.known.is_their_relay(ends.1);
         let answers = |local: SocketAddr| alive.iter().any(|e| e.0 == local && counts(e));
         // An address that was offered again has to have worked before it can fail, or have had the
         // time to.
@@ -446,7 +418,7 @@ impl Connection {
             .filter(|c| !self.search.withdrawn.contains(c))
             // Two private networks may number their hosts alike. Clients of today look for a
             // withdrawn address among their own first, and would give that one up.
-            .filter(|c| self.agent.remote_candidates().all(|r| r.addr() != c.addr()))
+            .filter(|c| !self.known.is_theirs(c.addr()))
             .collect();
         for candidate in gone {
             self.added.retain(|c| *c != candidate);
@@ -511,11 +483,11 @@ impl Connection {
             .into_iter()
             .filter(|c| c.kind() != CandidateKind::Relayed || withdrawn.contains(c))
             .collect();
-        let agent = &self.agent;
+        let known = &self.known;
         // Relayed addresses come and go.
         self.search
             .rounds
-            .retain(|(address, _)| agent.local_candidates().any(|c| c.addr() == *address));
+            .retain(|(address, _)| known.has_ours(*address));
         for candidate in &again {
             self.search
                 .offer(candidate.addr(), withdrawn.contains(candidate));
