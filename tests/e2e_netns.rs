@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 use firezone_lab::scenario::{
     GATEWAY_V4, GATEWAY_V6, Lab, NETWORK_V4_ID, RESOURCE_V4, RESOURCE_V6, SECOND_RELAY,
 };
-use firezone_lab::traffic::{Download, page};
+use firezone_lab::traffic::{Download, page, serve_iperf3};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -45,14 +45,7 @@ fn iperf(lab: &Lab, host: &str, reverse: bool) -> Result<()> {
 }
 
 fn iperf_all(lab: &mut Lab) -> Result<()> {
-    lab.net.start(
-        "iperf3-server",
-        "resource",
-        Path::new("iperf3"),
-        &["-s"],
-        &[],
-    )?;
-    std::thread::sleep(Duration::from_millis(500));
+    serve_iperf3(lab)?;
     for host in [RESOURCE_V4, RESOURCE_V6] {
         for reverse in [false, true] {
             iperf(lab, host, reverse)?;

@@ -789,11 +789,8 @@ fn has_fingerprint(message: &[u8]) -> bool {
 
 /// As in ITU V.42, which is also that of Ethernet.
 fn crc32(bytes: &[u8]) -> u32 {
-    !bytes.iter().fold(u32::MAX, |crc, byte| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
-            (crc >> 1) ^ (0xEDB8_8320 & (crc & 1).wrapping_neg())
-        })
-    })
+    static V42: crc::Crc<u32> = crc::Crc::<u32>::new(&crc::CRC_32_ISO_HDLC);
+    V42.checksum(bytes)
 }
 
 fn transaction_id(message: &[u8]) -> Option<[u8; 12]> {

@@ -232,13 +232,7 @@ impl TurnServer {
                 .channels
                 .iter()
                 .find(|(_, (p, until))| *p == peer && now < *until)?;
-            let mut datagram = number.to_be_bytes().to_vec();
-            datagram.extend_from_slice(&u16::try_from(payload.len()).unwrap().to_be_bytes());
-            datagram.extend_from_slice(payload);
-            if self.pads {
-                datagram.resize(datagram.len().next_multiple_of(4), 0);
-            }
-            Some((*client, datagram))
+            Some((*client, self.channel_data(*number, payload)))
         })
     }
 
@@ -259,10 +253,17 @@ impl TurnServer {
             .channels
             .iter()
             .find(|(_, (p, until))| *p == peer && now < *until)?;
+        Some((*client, self.channel_data(*number, payload)))
+    }
+
+    fn channel_data(&self, number: u16, payload: &[u8]) -> Vec<u8> {
         let mut datagram = number.to_be_bytes().to_vec();
         datagram.extend_from_slice(&u16::try_from(payload.len()).unwrap().to_be_bytes());
         datagram.extend_from_slice(payload);
-        Some((*client, datagram))
+        if self.pads {
+            datagram.resize(datagram.len().next_multiple_of(4), 0);
+        }
+        datagram
     }
 
     fn password(&self, user: &str) -> Option<String> {

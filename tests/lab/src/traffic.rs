@@ -66,16 +66,7 @@ impl Streams {
     /// # Errors
     /// When `iperf3` cannot be started.
     pub fn start(lab: &mut Lab, seconds: u32) -> Result<Self> {
-        if !lab.net.runs("iperf3-server") {
-            lab.net.start(
-                "iperf3-server",
-                "resource",
-                Path::new("iperf3"),
-                &["-s"],
-                &[],
-            )?;
-            std::thread::sleep(Duration::from_millis(500));
-        }
+        serve_iperf3(lab)?;
         let seconds = seconds.to_string();
         let what = [
             "-J", "-i", "0.1", "--bidir", "-b", "20M", "-w", "64K", "-t", &seconds,
@@ -194,6 +185,24 @@ impl Pings {
         let sent = answered.iter().max().context("no answers")?;
         Ok((answered.len(), sent.saturating_sub(answered.len())))
     }
+}
+
+/// Has the resource answer `iperf3`, if it does not yet.
+///
+/// # Errors
+/// When it cannot be started.
+pub fn serve_iperf3(lab: &mut Lab) -> Result<()> {
+    if !lab.net.runs("iperf3-server") {
+        lab.net.start(
+            "iperf3-server",
+            "resource",
+            Path::new("iperf3"),
+            &["-s"],
+            &[],
+        )?;
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    Ok(())
 }
 
 fn spawn(lab: &Lab, program: &str, args: &[&str]) -> Result<Child> {
