@@ -642,12 +642,13 @@ impl Relays {
         let turn_now = self.turn_now(now);
         for path in self.servers.values_mut().flat_map(|s| &mut s.paths) {
             if let Some(turn) = &mut path.turn {
-                // Requests are paced; a moment in the future gets past that.
+                // Requests are paced; a moment in the future gets past that. What was queued
+                // before, a channel bind say, comes first: one poll would leave the REFRESH behind.
                 let later = turn_now + Duration::from_secs(1);
-                if turn.delete(turn_now).is_ok()
-                    && let Some(transmit) = turn.poll_transmit(later)
-                {
-                    out.push(None, path.addr, &[], &transmit.data);
+                if turn.delete(turn_now).is_ok() {
+                    while let Some(transmit) = turn.poll_transmit(later) {
+                        out.push(None, path.addr, &[], &transmit.data);
+                    }
                 }
             }
         }

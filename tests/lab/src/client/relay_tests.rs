@@ -283,8 +283,10 @@ mod coturn {
                 .send(Instant::now(), relayed, unbound, b"x", &mut harness.out)
         );
         harness.relays.release(Instant::now(), &mut harness.out);
+        // A bind for the stranger above may be queued before it, but must not take its place.
         let released = drain(&mut harness.out);
-        assert_eq!(released[0].1[..2], [0x00, 0x04], "a REFRESH");
+        let refreshes = released.iter().filter(|(_, d)| d[..2] == [0x00, 0x04]);
+        assert_eq!(refreshes.count(), 1, "one REFRESH in {released:?}");
     }
 
     #[test]
