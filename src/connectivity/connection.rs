@@ -110,8 +110,8 @@ pub(super) struct Connection {
     /// The pair that is sent on.
     in_use: Option<Ends>,
     pairs: Pairs,
-    /// The deadline of the nominated pair that was acted upon.
-    told_dead: Option<Instant>,
+    /// When the path was looked at last.
+    looked_at: Option<Instant>,
     /// The moment of doubt that was acted upon.
     told_doubt: Option<Instant>,
     search: Search,
@@ -155,7 +155,7 @@ impl Connection {
             was_nominated: None,
             in_use: None,
             pairs: Pairs::new(now),
-            told_dead: None,
+            looked_at: None,
             told_doubt: None,
             search: Search::default(),
             suspect: false,

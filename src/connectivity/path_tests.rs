@@ -78,6 +78,18 @@ impl World {
     }
 
     fn with(relays: usize, dual: bool, client_relay: bool) -> Self {
+        let mut world = Self::before(relays, dual, client_relay);
+        world.run(1.0);
+        world.authorize();
+        world.run(5.0);
+        assert_eq!(world.kind(), Some(PathKind::Direct));
+        let direct = sock(if dual { GATEWAY_V6 } else { GATEWAY });
+        assert_eq!(world.client_sends_to.unwrap().1, direct);
+        world
+    }
+
+    /// Before the client asks for access.
+    fn before(relays: usize, dual: bool, client_relay: bool) -> Self {
         let now = Instant::now();
         let client = Self::client(now);
         let mut gateway = Connectivity::new(1);
@@ -103,7 +115,7 @@ impl World {
             })
             .collect();
         gateway.upsert_relays(now, &entries);
-        let mut world = Self {
+        Self {
             now,
             gateway,
             client,
@@ -131,14 +143,7 @@ impl World {
             client_sends_to: None,
             offers: 0,
             withdrawals: 0,
-        };
-        world.run(1.0);
-        world.authorize();
-        world.run(5.0);
-        assert_eq!(world.kind(), Some(PathKind::Direct));
-        let direct = sock(if dual { GATEWAY_V6 } else { GATEWAY });
-        assert_eq!(world.client_sends_to.unwrap().1, direct);
-        world
+        }
     }
 
     /// What the portal does when the client asks for access.
@@ -691,6 +696,26 @@ fn a_relay_that_forgets_both_ends_is_used_again_without_the_clients_allocation()
         let (at, to) = w.client_sends_to.unwrap();
         assert!(at > restarted, "over a new address");
         assert_eq!(w.relay_at(to.ip()), Some(relay), "{to}");
+    }
+}
+
+#[test]
+fn a_relay_that_forgets_both_ends_does_not_hold_the_client_at_its_own_dead_address_there() {
+    for phase in 0..10 {
+        // Our own addresses were never withdrawn: the client reaches them through its relay.
+        let mut w = World::before(2, false, true);
+        w.direct_loss = 1.0;
+        w.run(1.0);
+        w.authorize();
+        w.run(10.0 + 0.1 * f64::from(phase));
+        assert_eq!(w.kind(), Some(PathKind::RelayLocal));
+        let relay = w.relay_at(w.client_sends_to.unwrap().1.ip()).unwrap();
+        w.relays[relay].restart();
+        w.client_relay_silent = true;
+        w.run(5.0);
+        assert_eq!(w.kind(), Some(PathKind::RelayLocal));
+        let (_, to) = w.client_sends_to.unwrap();
+        assert!(w.relay_at(to.ip()).is_some(), "phase {phase}: {to}");
     }
 }
 

@@ -159,11 +159,24 @@ impl Connection {
         }
     }
 
-    /// When the pair in use counts as dead unless it is answered before.
+    /// Pairs that the client would rather use than `used`, as soon as it believes in them.
+    fn tempting(&self, used: Option<Ends>) -> impl Iterator<Item = Ends> + '_ {
+        let rank = used.map(|ends| self.known.priority(ends));
+        self.pairs
+            .ends()
+            .filter(|ends| self.known.is_ours(ends.0) && self.known.is_theirs(ends.1))
+            .filter(move |ends| Some(self.known.priority(*ends)) > rank)
+    }
+
+    /// When the pair in use, or one that the client would prefer to it, counts as dead unless it is
+    /// answered before.
     pub(super) fn dead_at(&self) -> Option<Instant> {
-        let ends = self.nominated?;
-        let until = self.pairs.alive_until(ends, self.dead_after(ends))?;
-        (self.told_dead != Some(until)).then_some(until)
+        self.nominated
+            .into_iter()
+            .chain(self.tempting(self.in_use))
+            .filter_map(|ends| self.pairs.alive_until(ends, self.dead_after(ends)))
+            .filter(|until| self.looked_at.is_none_or(|at| at < *until))
+            .min()
     }
 
     /// When the path in use becomes doubtful.
@@ -255,13 +268,16 @@ impl Connection {
                 }),
             }
         });
-        if preferred != self.nominated {
+        // The client learns that an address of ours is gone also when it was not in use: once that
+        // one fails, which it would turn to, it would find out by itself in 16 s.
+        let looked_at = self.looked_at.replace(now);
+        let died = self
+            .tempting(preferred)
+            .filter_map(|ends| self.pairs.alive_until(ends, self.dead_after(ends)))
+            .any(|until| until <= now && looked_at.is_none_or(|at| at < until));
+        if preferred != self.nominated || died {
             self.leave(now);
         }
-        self.told_dead = self
-            .nominated
-            .and_then(|ends| self.pairs.alive_until(ends, self.dead_after(ends)))
-            .filter(|until| *until <= now);
         let reason = (path != self.path).then(|| self.reason(now, preferred, path.is_some()));
         self.was_nominated = self.nominated;
         self.in_use = preferred;
