@@ -227,14 +227,10 @@ fn restarted(name: &str, relays: usize) -> Result<()> {
     start(&mut lab, relays)?;
     lab.fetch(&page(RESOURCE_V4))
         .with_context(|| lab.net.logs())?;
-    // With two relays the client may turn from our address at the relay to its own there, which is
-    // just as dead, until it is told what that leads to; if that gets lost it needs 16 s. Mostly it
-    // is 3 s.
-    let limit = if relays == 1 { 20.0 } else { 32.0 };
     stream_through(
         &mut lab,
         2 * STREAMS,
-        limit,
+        20.0,
         |lab| match kill_relay_in_use(lab)? {
             "coturn" => lab.start_relay(),
             _ => lab.restart_second_relay(),

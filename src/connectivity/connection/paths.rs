@@ -159,23 +159,34 @@ impl Connection {
         }
     }
 
-    /// Pairs that the client would rather use than `used`, as soon as it believes in them.
-    fn tempting(&self, used: Option<Ends>) -> impl Iterator<Item = Ends> + '_ {
+    /// When the pairs that the client would prefer to `used`, if it believed in them, count as dead;
+    /// without those that did already when the path was looked at last.
+    fn preferable_until(&self, used: Option<Ends>) -> impl Iterator<Item = Instant> + '_ {
         let rank = used.map(|ends| self.known.priority(ends));
+        // Most pairs were never answered; only the others are worth looking their ends up.
         self.pairs
-            .ends()
-            .filter(|ends| self.known.is_ours(ends.0) && self.known.is_theirs(ends.1))
+            .iter()
+            .filter(|pair| pair.answered.is_some())
+            .map(|pair| pair.ends)
             .filter(move |ends| Some(self.known.priority(*ends)) > rank)
+            .filter(|ends| self.known.is_ours(ends.0) && self.known.is_theirs(ends.1))
+            .filter_map(|ends| self.unseen_until(ends))
+    }
+
+    /// When the pair counts as dead, unless it did already when the path was looked at last.
+    fn unseen_until(&self, ends: Ends) -> Option<Instant> {
+        self.pairs
+            .alive_until(ends, self.dead_after(ends))
+            .filter(|until| self.looked_at.is_none_or(|at| at < *until))
     }
 
     /// When the pair in use, or one that the client would prefer to it, counts as dead unless it is
     /// answered before.
     pub(super) fn dead_at(&self) -> Option<Instant> {
         self.nominated
+            .and_then(|ends| self.unseen_until(ends))
             .into_iter()
-            .chain(self.tempting(self.in_use))
-            .filter_map(|ends| self.pairs.alive_until(ends, self.dead_after(ends)))
-            .filter(|until| self.looked_at.is_none_or(|at| at < *until))
+            .chain(self.preferable_until(self.in_use))
             .min()
     }
 
@@ -270,11 +281,8 @@ impl Connection {
         });
         // The client learns that an address of ours is gone also when it was not in use: once that
         // one fails, which it would turn to, it would find out by itself in 16 s.
-        let looked_at = self.looked_at.replace(now);
-        let died = self
-            .tempting(preferred)
-            .filter_map(|ends| self.pairs.alive_until(ends, self.dead_after(ends)))
-            .any(|until| until <= now && looked_at.is_none_or(|at| at < until));
+        let died = self.preferable_until(preferred).any(|until| until <= now);
+        self.looked_at = Some(now);
         if preferred != self.nominated || died {
             self.leave(now);
         }
