@@ -80,7 +80,38 @@ pub struct Meta {
     pub transport_offset: u16,
     /// IP protocol number after any IPv6 extension headers.
     pub protocol: u8,
+    /// The flags of a TCP segment; none for other protocols.
+    pub tcp_flags: TcpFlags,
     pub(super) flags: u8,
+}
+
+/// The flags of a TCP segment that begin and end connections (RFC 9293 §3.1).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TcpFlags(u8);
+
+impl TcpFlags {
+    const FIN: u8 = 1 << 0;
+    const SYN: u8 = 1 << 1;
+    const RST: u8 = 1 << 2;
+    const ACK: u8 = 1 << 4;
+
+    /// Whether the sender asks for a new connection: SYN without ACK.
+    #[inline]
+    pub fn is_opening(self) -> bool {
+        self.0 & (Self::SYN | Self::ACK) == Self::SYN
+    }
+
+    /// Whether the sender has nothing more to say: FIN.
+    #[inline]
+    pub fn is_closing(self) -> bool {
+        self.0 & Self::FIN != 0
+    }
+
+    /// Whether the sender gives the connection up: RST.
+    #[inline]
+    pub fn is_reset(self) -> bool {
+        self.0 & Self::RST != 0
+    }
 }
 
 impl Meta {
@@ -139,6 +170,12 @@ impl Meta {
         self.flags & Self::ECHO_REPLY != 0
     }
 
+    /// Whether this is an ICMP or ICMPv6 echo request or reply.
+    #[inline]
+    pub fn is_icmp_echo(&self) -> bool {
+        self.flags & (Self::ECHO_REQUEST | Self::ECHO_REPLY) != 0
+    }
+
     /// Whether this is an ICMP error message of any type: ICMPv4 types 3, 4, 5, 11 and 12 (RFC 1122
     /// §3.2.2), ICMPv6 types below 128 (RFC 4443 §2.1).
     #[inline]
@@ -184,7 +221,7 @@ impl Meta {
 }
 
 #[inline]
-fn v4_addresses(header: &[u8; 20]) -> (Ipv4Addr, Ipv4Addr) {
+pub(super) fn v4_addresses(header: &[u8; 20]) -> (Ipv4Addr, Ipv4Addr) {
     (
         Ipv4Addr::new(header[12], header[13], header[14], header[15]),
         Ipv4Addr::new(header[16], header[17], header[18], header[19]),
@@ -192,7 +229,7 @@ fn v4_addresses(header: &[u8; 20]) -> (Ipv4Addr, Ipv4Addr) {
 }
 
 #[inline]
-fn v6_addresses(header: &[u8; 40]) -> (Ipv6Addr, Ipv6Addr) {
+pub(super) fn v6_addresses(header: &[u8; 40]) -> (Ipv6Addr, Ipv6Addr) {
     let (mut src, mut dst) = ([0; 16], [0; 16]);
     src.copy_from_slice(&header[8..24]);
     dst.copy_from_slice(&header[24..40]);
@@ -266,7 +303,7 @@ fn parse_v6(packet: &[u8]) -> Result<Meta, Malformed> {
 ///
 /// Authentication headers are not followed: what is behind them counts as "other protocol".
 #[cold]
-fn walk_extensions(packet: &[u8], mut next: u8) -> Result<(u8, usize, u8), Malformed> {
+pub(super) fn walk_extensions(packet: &[u8], mut next: u8) -> Result<(u8, usize, u8), Malformed> {
     /// Each of the four kinds once, destination options twice (RFC 8200 §4.1), and some slack.
     const MAX_EXTENSIONS: usize = 8;
 
@@ -313,6 +350,7 @@ fn parse_transport(
     mut flags: u8,
 ) -> Result<Meta, Malformed> {
     let payload = packet.get(offset..).ok_or(Malformed::Truncated)?;
+    let mut tcp_flags = TcpFlags::default();
     let (src_port, dst_port) = match protocol {
         protocol::TCP => {
             let header: &[u8; 20] = payload.first_chunk().ok_or(Malformed::TcpHeader)?;
@@ -320,6 +358,7 @@ fn parse_transport(
             if data_offset < 20 || data_offset > payload.len() {
                 return Err(Malformed::TcpHeader);
             }
+            tcp_flags = TcpFlags(header[13]);
             ports(header[0], header[1], header[2], header[3])
         }
         protocol::UDP => {
@@ -353,6 +392,7 @@ fn parse_transport(
         len: packet.len() as u16,
         transport_offset: offset as u16,
         protocol,
+        tcp_flags,
         flags,
     })
 }

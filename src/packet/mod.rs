@@ -12,9 +12,10 @@ pub mod icmp;
 mod meta;
 #[cfg(test)]
 pub(crate) mod samples;
+pub mod translate;
 
 pub use flow::{FlowHash, FlowKey};
-pub use meta::{Malformed, Meta};
+pub use meta::{Malformed, Meta, TcpFlags};
 
 /// Longest inner packet in bytes (data-path spec §5.2); also the MTU of the device.
 pub const MAX_PACKET: usize = 1280;

@@ -8,7 +8,8 @@ use etherparse::{IpNumber, Ipv4Header, Ipv6FlowLabel, Ipv6Header, PacketBuilder}
 /// An IPv4 packet of any protocol, checksum included.
 pub(crate) fn ip4(src: [u8; 4], dst: [u8; 4], protocol: u8, payload: &[u8]) -> Vec<u8> {
     let len = u16::try_from(payload.len()).unwrap();
-    let header = Ipv4Header::new(len, 64, IpNumber(protocol), src, dst).unwrap();
+    let mut header = Ipv4Header::new(len, 64, IpNumber(protocol), src, dst).unwrap();
+    header.header_checksum = header.calc_header_checksum();
     let mut packet = header.to_bytes().to_vec();
     packet.extend_from_slice(payload);
     packet
@@ -82,6 +83,23 @@ pub(crate) fn tcp6(src: &str, dst: &str, from: u16, to: u16, data: &[u8]) -> Vec
         .tcp(from, to, 1, 1000)
         .write(&mut packet, data)
         .unwrap();
+    packet
+}
+
+/// TCP over IPv4 with the flags named: any of the letters S, A, F and R.
+pub(crate) fn tcp4_flags(src: [u8; 4], dst: [u8; 4], from: u16, to: u16, flags: &str) -> Vec<u8> {
+    let mut builder = PacketBuilder::ipv4(src, dst, 64).tcp(from, to, 1, 1000);
+    for flag in flags.chars() {
+        builder = match flag {
+            'S' => builder.syn(),
+            'A' => builder.ack(1),
+            'F' => builder.fin(),
+            'R' => builder.rst(),
+            other => panic!("no such flag: {other}"),
+        };
+    }
+    let mut packet = Vec::new();
+    builder.write(&mut packet, b"").unwrap();
     packet
 }
 
