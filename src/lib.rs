@@ -10,6 +10,7 @@ pub mod config;
 pub mod connectivity;
 pub mod datapath;
 pub mod device;
+pub mod dns;
 #[cfg(any(test, fuzzing))]
 mod fuzzing;
 pub mod gateway;

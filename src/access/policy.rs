@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
@@ -9,9 +10,12 @@ use ip_network_table::IpNetworkTable;
 
 use super::expiry::Expiry;
 use super::filter::Filters;
+use super::flows::{Flow, Tick};
 use super::ranges;
-use super::verdict::{DropReason, Reply, Verdict};
+use super::tables::Tables;
+use super::verdict::{Denied, DropReason, Passed, Reply, Verdict};
 use crate::ids::{ClientId, ResourceId};
+use crate::packet::translate::Embedded;
 use crate::packet::{Meta, protocol};
 use crate::portal::messages::Resource;
 
@@ -44,14 +48,14 @@ impl TunnelAddresses {
 /// A grant that has expired counts for nothing, whether or not the snapshot has been replaced since:
 /// a late slow path cannot prolong access.
 ///
-/// DNS resources are known here by name only. Their proxy addresses cannot be translated yet, so a
-/// packet to one is *unreachable* for a client that holds a DNS resource, as data-path spec §6.4
-/// asks for addresses without translation; for a client without one it is *prohibited*, as any
-/// destination that no grant covers.
+/// The proxy addresses of DNS resources are looked up in the client's tables, which live on from
+/// snapshot to snapshot. One that was never announced is *unreachable* for a client that holds a
+/// DNS resource, as data-path spec §6.4 asks for addresses without translation; for a client
+/// without one it is *prohibited*, as any destination that no grant covers.
 pub struct ClientPolicy {
     client: ClientId,
     addresses: TunnelAddresses,
-    gateway: Option<TunnelAddresses>,
+    gateway: Gateway,
     generation: u64,
     /// Longest-lived grant of any kind.
     any: Option<Expiry>,
@@ -59,8 +63,20 @@ pub struct ClientPolicy {
     internet: Option<Expiry>,
     /// Longest-lived DNS grant.
     dns: Option<Expiry>,
+    /// DNS grants in the order of their resources.
+    names: Vec<Entry>,
     /// CIDR grants by network.
     networks: IpNetworkTable<Vec<Entry>>,
+    tables: Arc<Tables>,
+}
+
+/// The gateway itself as clients may see it.
+#[derive(Debug, Default)]
+pub(super) struct Gateway {
+    /// Its tunnel addresses, once known.
+    pub(super) addresses: Option<TunnelAddresses>,
+    /// Ports that are open besides DNS; `None` if there are none.
+    pub(super) open_ports: Option<Arc<Filters>>,
 }
 
 struct Entry {
@@ -69,14 +85,12 @@ struct Entry {
     filters: Filters,
 }
 
-/// Why the classification of a remote address failed.
-type Refusal = (DropReason, Reply);
-
 impl ClientPolicy {
     pub(super) fn new<'a>(
         client: ClientId,
         addresses: TunnelAddresses,
-        gateway: Option<TunnelAddresses>,
+        gateway: Gateway,
+        tables: Arc<Tables>,
         grants: impl Iterator<Item = (&'a Resource, Expiry)>,
     ) -> Self {
         static GENERATION: AtomicU64 = AtomicU64::new(1);
@@ -89,14 +103,23 @@ impl ClientPolicy {
             any: None,
             internet: None,
             dns: None,
+            names: Vec::new(),
             networks: IpNetworkTable::new(),
+            tables,
         };
         for (resource, expires) in grants {
             // `None` is less than any expiry, so that the maximum is the longest-lived grant.
             policy.any = policy.any.max(Some(expires));
             match resource {
                 Resource::Internet { .. } => policy.internet = policy.internet.max(Some(expires)),
-                Resource::Dns(_) => policy.dns = policy.dns.max(Some(expires)),
+                Resource::Dns(dns) => {
+                    policy.dns = policy.dns.max(Some(expires));
+                    policy.names.push(Entry {
+                        resource: dns.id,
+                        expires,
+                        filters: Filters::new(&dns.filters),
+                    });
+                }
                 Resource::Cidr(cidr) => {
                     let entry = Entry {
                         resource: cidr.id,
@@ -112,6 +135,7 @@ impl ClientPolicy {
                 }
             }
         }
+        policy.names.sort_unstable_by_key(|entry| entry.resource);
         policy
     }
 
@@ -132,80 +156,152 @@ impl ClientPolicy {
         self.generation
     }
 
-    /// Judges a packet from the client (data-path spec §5.3 steps 1 and 4 to 9, §5.4). Control
-    /// packets must have been taken out before.
-    pub fn outbound(&self, meta: &Meta, now: Instant) -> Verdict {
-        if meta.is_multicast() {
-            return deny(DropReason::Multicast, None);
+    /// The present tick of the clock by which flows end.
+    #[inline]
+    pub fn tick(&self, now: Instant) -> Tick {
+        self.tables.tick(now)
+    }
+
+    /// Judges a packet from the client and finds or makes the flow it belongs to (data-path spec
+    /// §5.3 steps 1 and 4 to 9).
+    ///
+    /// # Errors
+    /// [`Denied`], if it is to be dropped.
+    pub fn admit_outbound(&self, meta: &Meta, now: Instant) -> Result<Passed, Denied> {
+        let until = self.outbound(meta, now).passed()?;
+        if self.is_gateway(meta.dst) {
+            return Ok(Passed { until, flow: None });
         }
-        if meta.is_icmp_error() {
-            return deny(DropReason::IcmpErrorFromClient, None);
-        }
-        if !self.addresses.contains(meta.src) {
-            return deny(DropReason::SourceNotClient, Some(Reply::Prohibited));
-        }
-        let outcome = if self.is_gateway(meta.dst) {
-            self.gateway_service(meta, now)
-        } else if ranges::is_tunnel(meta.dst) {
-            Err((DropReason::OtherPeer, Reply::Prohibited))
-        } else {
-            self.classify(meta.dst, meta.protocol, meta.dst_port, now)
-        };
-        match outcome {
-            Ok(expires) => allow(expires),
-            Err((reason, reply)) => deny(reason, Some(reply)),
+        match self.tables.open(meta, now) {
+            // What a proxy address stands for may have changed since it was judged; from here on, a
+            // change ends the flow.
+            Ok(flow) if flow.is_translated() => Ok(Passed {
+                until: self.outbound(meta, now).passed()?,
+                flow: Some(flow),
+            }),
+            Ok(flow) => Ok(Passed {
+                until,
+                flow: Some(flow),
+            }),
+            Err(reason) => Err(Denied {
+                reason,
+                reply: (reason == DropReason::NotTranslated).then_some(Reply::Unreachable),
+            }),
         }
     }
 
-    /// Judges a packet to the client (data-path spec §5.6). Nothing is ever answered in this
-    /// direction.
+    /// Judges a packet to the client, other than an ICMP error, and finds the flow it belongs to
+    /// (data-path spec §5.6). What no packet of the client has asked for does not pass.
     ///
-    /// Protocols other than TCP, UDP and ICMP come back from resources without filters, so that
-    /// GRE, ESP and SCTP work both ways.
-    pub fn inbound(&self, meta: &Meta, now: Instant) -> Verdict {
-        if !self.addresses.contains(meta.dst) {
-            return deny(DropReason::DestinationNotClient, None);
+    /// # Errors
+    /// [`Denied`], if it is to be dropped.
+    pub fn admit_inbound(&self, meta: &Meta, now: Instant) -> Result<Passed, Denied> {
+        self.check_ends(meta)?;
+        if self.is_gateway(meta.src) {
+            let expires = self
+                .any_grant(now)
+                .map_err(|denied| silent(denied.reason))?;
+            let until = expires.instant();
+            return Ok(Passed { until, flow: None });
         }
-        let outcome = if self.is_gateway(meta.src) {
-            self.any_grant(now)
-        } else if ranges::is_tunnel(meta.src) {
-            return deny(DropReason::SourceInTunnelRange, None);
-        } else if meta.is_icmp_error_for_dst() {
-            // From whichever router it comes, and regardless of filters: without it neither path
-            // MTU discovery nor traceroute work.
-            self.any_grant(now)
-        } else if meta.is_icmp_error() {
-            return deny(DropReason::IcmpErrorNotForClient, None);
-        } else {
-            self.classify(meta.src, meta.protocol, meta.src_port, now)
+        let Some(flow) = self.tables.answered_by(meta, now) else {
+            return Err(silent(DropReason::NoFlow));
         };
-        match outcome {
-            Ok(expires) => allow(expires),
-            Err((reason, _)) => deny(reason, None),
+        // The other end as the client knows it: by this its grant is found.
+        let expires = self.classify(flow.remote(), meta.protocol, flow.remote_port(), now);
+        let until = expires.map_err(|denied| silent(denied.reason))?.instant();
+        Ok(Passed {
+            until,
+            flow: Some(flow),
+        })
+    }
+
+    /// Judges an ICMP error for the client and finds the flow it is about (data-path spec §6.6).
+    /// It passes from whichever router it comes and regardless of filters: without it, neither path
+    /// MTU discovery nor traceroute work. Not to be remembered: another error between the same ends
+    /// is about something else.
+    ///
+    /// # Errors
+    /// [`Denied`], if it is to be dropped.
+    pub fn admit_error(
+        &self,
+        packet: &[u8],
+        meta: &Meta,
+        now: Instant,
+    ) -> Result<Option<(Arc<Flow>, Embedded)>, Denied> {
+        let not_for_client = silent(DropReason::IcmpErrorNotForClient);
+        self.check_ends(meta)?;
+        if !meta.is_icmp_error_for_dst() {
+            return Err(not_for_client);
         }
+        self.any_grant(now)
+            .map_err(|denied| silent(denied.reason))?;
+        let embedded = Embedded::of(packet, meta).ok_or(not_for_client)?;
+        if self.is_gateway(embedded.dst) {
+            return Ok(None);
+        }
+        match self.tables.about(&embedded, now) {
+            Some(flow) => Ok(Some((flow, embedded))),
+            None => Err(silent(DropReason::NoFlow)),
+        }
+    }
+
+    /// Whether a packet to the client may come from where it claims to.
+    fn check_ends(&self, meta: &Meta) -> Result<(), Denied> {
+        if !self.addresses.contains(meta.dst) {
+            return Err(silent(DropReason::DestinationNotClient));
+        }
+        if ranges::is_tunnel(meta.src) && !self.is_gateway(meta.src) {
+            return Err(silent(DropReason::SourceInTunnelRange));
+        }
+        Ok(())
+    }
+
+    /// Judges a packet from the client (data-path spec §5.3 steps 1 and 4 to 9, §5.4), without
+    /// regard to flows. Control packets must have been taken out before.
+    pub fn outbound(&self, meta: &Meta, now: Instant) -> Verdict {
+        let outcome = if meta.is_multicast() {
+            Err(silent(DropReason::Multicast))
+        } else if meta.is_icmp_error() {
+            Err(silent(DropReason::IcmpErrorFromClient))
+        } else if !self.addresses.contains(meta.src) {
+            Err(prohibited(DropReason::SourceNotClient))
+        } else if self.is_gateway(meta.dst) {
+            self.gateway_service(meta, now)
+        } else if ranges::is_tunnel(meta.dst) {
+            Err(prohibited(DropReason::OtherPeer))
+        } else {
+            self.classify(meta.dst, meta.protocol, meta.dst_port, now)
+        };
+        Verdict::from(outcome.map(Expiry::instant))
     }
 
     fn is_gateway(&self, address: IpAddr) -> bool {
         self.gateway
+            .addresses
             .is_some_and(|gateway| gateway.contains(address))
     }
 
     /// The gateway's own tunnel address offers DNS and answers pings. Everything else that happens
-    /// to listen on the host is not the client's business.
-    fn gateway_service(&self, meta: &Meta, now: Instant) -> Result<Expiry, Refusal> {
-        let open = match meta.protocol {
+    /// to listen on the host is not the client's business, unless the operator says so.
+    fn gateway_service(&self, meta: &Meta, now: Instant) -> Result<Expiry, Denied> {
+        let serves = match meta.protocol {
             protocol::UDP | protocol::TCP => meta.dst_port == DNS_PORT,
-            _ => meta.is_icmp_echo_request() || meta.is_icmp_echo_reply(),
+            _ => meta.is_icmp_echo(),
         };
-        if !open {
-            return Err((DropReason::GatewayServiceClosed, Reply::Prohibited));
+        let opened = || {
+            let ports = self.gateway.open_ports.as_ref();
+            ports.is_some_and(|ports| ports.permits(meta.protocol, meta.dst_port))
+        };
+        if !serves && !opened() {
+            return Err(prohibited(DropReason::GatewayServiceClosed));
         }
         self.any_grant(now)
     }
 
     /// The longest-lived grant, for what is open to every client with any access at all.
-    fn any_grant(&self, now: Instant) -> Result<Expiry, Refusal> {
-        alive(self.any, now).ok_or((DropReason::GrantExpired, Reply::Prohibited))
+    fn any_grant(&self, now: Instant) -> Result<Expiry, Denied> {
+        alive(self.any, now).ok_or(prohibited(DropReason::GrantExpired))
     }
 
     /// Resource classification (data-path spec §5.4). `port` is the one on the resource's side.
@@ -215,68 +311,105 @@ impl ClientPolicy {
         protocol: u8,
         port: u16,
         now: Instant,
-    ) -> Result<Expiry, Refusal> {
-        let internet = alive(self.internet, now);
+    ) -> Result<Expiry, Denied> {
         if ranges::is_proxy(remote) {
-            if alive(self.dns, now).is_some() {
-                return Err((DropReason::NotTranslated, Reply::Unreachable));
-            }
-            // A network may span the proxy range, but what it permits is still not translated.
-            let outcome = match internet {
-                Some(_) => Err((DropReason::NoGrant, Reply::Prohibited)),
-                None => self
-                    .match_networks(remote, protocol, port, now)
-                    .and(Err((DropReason::NotTranslated, Reply::Unreachable))),
-            };
-            return match outcome {
-                Err((DropReason::NoGrant, reply)) if self.dns.is_some() => {
-                    Err((DropReason::GrantExpired, reply))
-                }
-                outcome => outcome,
-            };
+            return self.classify_proxy(remote, protocol, port, now);
         }
-        match internet {
+        match alive(self.internet, now) {
             Some(_) if ranges::internet_refuses(remote) => {
-                Err((DropReason::InternetRefused, Reply::Unreachable))
+                Err(unreachable(DropReason::InternetRefused))
             }
             Some(expires) => Ok(expires),
-            None => self.match_networks(remote, protocol, port, now),
+            None => {
+                let mut contest = Contest::new(protocol, port, now);
+                contest.any_expired = self.internet.is_some() && !ranges::internet_refuses(remote);
+                self.enter_networks(&mut contest, remote);
+                contest.settle()
+            }
         }
     }
 
-    /// Among all networks that hold the address, what permits the packet wins; then the longer
-    /// prefix; then the larger resource id.
-    fn match_networks(
+    /// Classification of a proxy address: the DNS resources it was announced for, and networks that
+    /// span the proxy range. A network does not make an address usable that was never announced.
+    fn classify_proxy(
         &self,
         remote: IpAddr,
         protocol: u8,
         port: u16,
         now: Instant,
-    ) -> Result<Expiry, Refusal> {
-        let mut winner: Option<((bool, u8, ResourceId), Expiry)> = None;
-        let mut expired = self.internet.is_some_and(|expires| expires.is_over(now))
-            && !ranges::internet_refuses(remote);
-        for (network, entries) in self.networks.matches(remote) {
-            for entry in entries {
-                if entry.expires.is_over(now) {
-                    expired = true;
-                    continue;
-                }
-                let rank = (
-                    entry.filters.permits(protocol, port),
-                    network.netmask(),
-                    entry.resource,
-                );
-                if winner.is_none_or(|(best, _)| best < rank) {
-                    winner = Some((rank, entry.expires));
+    ) -> Result<Expiry, Denied> {
+        let mut contest = Contest::new(protocol, port, now);
+        let known = self.tables.with_resources(remote, |resources| {
+            let host = if remote.is_ipv4() { 32 } else { 128 };
+            for entry in &self.names {
+                if resources.contains(&entry.resource) {
+                    contest.enter(host, entry);
                 }
             }
+        });
+        if known.is_none() {
+            if alive(self.dns, now).is_some() {
+                return Err(unreachable(DropReason::NotTranslated));
+            }
+            contest.any_expired = self.dns.is_some();
         }
-        match winner {
+        if alive(self.internet, now).is_none() {
+            self.enter_networks(&mut contest, remote);
+        }
+        match (contest.settle(), known) {
+            (Ok(_), None) => Err(unreachable(DropReason::NotTranslated)),
+            (outcome, _) => outcome,
+        }
+    }
+
+    fn enter_networks(&self, contest: &mut Contest, remote: IpAddr) {
+        for (network, entries) in self.networks.matches(remote) {
+            for entry in entries {
+                contest.enter(network.netmask(), entry);
+            }
+        }
+    }
+}
+
+/// Which of several grants decides: what permits the packet wins; then the longer prefix; then the
+/// larger resource id (data-path spec §5.4).
+struct Contest {
+    protocol: u8,
+    port: u16,
+    now: Instant,
+    winner: Option<((bool, u8, ResourceId), Expiry)>,
+    any_expired: bool,
+}
+
+impl Contest {
+    fn new(protocol: u8, port: u16, now: Instant) -> Self {
+        Self {
+            protocol,
+            port,
+            now,
+            winner: None,
+            any_expired: false,
+        }
+    }
+
+    fn enter(&mut self, prefix: u8, entry: &Entry) {
+        if entry.expires.is_over(self.now) {
+            self.any_expired = true;
+            return;
+        }
+        let permits = entry.filters.permits(self.protocol, self.port);
+        let rank = (permits, prefix, entry.resource);
+        if self.winner.is_none_or(|(best, _)| best < rank) {
+            self.winner = Some((rank, entry.expires));
+        }
+    }
+
+    fn settle(&self) -> Result<Expiry, Denied> {
+        match self.winner {
             Some(((true, ..), expires)) => Ok(expires),
-            Some(((false, ..), _)) => Err((DropReason::FilterDenied, Reply::Prohibited)),
-            None if expired => Err((DropReason::GrantExpired, Reply::Prohibited)),
-            None => Err((DropReason::NoGrant, Reply::Prohibited)),
+            Some(_) => Err(prohibited(DropReason::FilterDenied)),
+            None if self.any_expired => Err(prohibited(DropReason::GrantExpired)),
+            None => Err(prohibited(DropReason::NoGrant)),
         }
     }
 }
@@ -285,14 +418,25 @@ fn alive(expires: Option<Expiry>, now: Instant) -> Option<Expiry> {
     expires.filter(|expires| !expires.is_over(now))
 }
 
-fn allow(expires: Expiry) -> Verdict {
-    Verdict::Allow {
-        until: expires.instant(),
+fn silent(reason: DropReason) -> Denied {
+    Denied {
+        reason,
+        reply: None,
     }
 }
 
-fn deny(reason: DropReason, reply: Option<Reply>) -> Verdict {
-    Verdict::Deny { reason, reply }
+fn prohibited(reason: DropReason) -> Denied {
+    Denied {
+        reason,
+        reply: Some(Reply::Prohibited),
+    }
+}
+
+fn unreachable(reason: DropReason) -> Denied {
+    Denied {
+        reason,
+        reply: Some(Reply::Unreachable),
+    }
 }
 
 impl fmt::Debug for ClientPolicy {
@@ -304,7 +448,7 @@ impl fmt::Debug for ClientPolicy {
             .field("generation", &self.generation)
             .field("networks", &(v4 + v6))
             .field("internet", &self.internet.is_some())
-            .field("dns", &self.dns.is_some())
+            .field("names", &self.names.len())
             .finish_non_exhaustive()
     }
 }

@@ -1,34 +1,65 @@
 //! Answers of a policy, and the one list of reasons for which the data path drops packets.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Instant;
 
+use super::flows::Flow;
 use crate::packet::Malformed;
 
-/// What is to become of a packet.
+/// A packet may pass.
+#[derive(Debug, Clone)]
+pub struct Passed {
+    /// When this ends and must be asked for again: the expiry of the grant that decided it. It
+    /// holds strictly before this instant; `None` has no end.
+    pub until: Option<Instant>,
+    /// The flow that the packet belongs to; `None` for the gateway's own services.
+    pub flow: Option<Arc<Flow>>,
+}
+
+/// A packet is to be dropped. Not to be remembered: a denial can turn into an allowance with time
+/// alone, when a grant that overrides another one ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Denied {
+    /// Why, for counters and logs.
+    pub reason: DropReason,
+    /// What to tell the sender, if anything.
+    pub reply: Option<Reply>,
+}
+
+/// What a policy says of a packet, apart from flows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]
 pub enum Verdict {
     /// Let it through.
     Allow {
-        /// When this verdict ends and must be asked for again: the expiry of the grant that
-        /// decided it. The verdict holds strictly before this instant; `None` has no end.
+        /// See [`Passed::until`].
         until: Option<Instant>,
     },
-    /// Drop it. Not to be remembered: a denial can turn into an allowance with time alone, when a
-    /// grant that overrides another one ends.
-    Deny {
-        /// Why, for counters and logs.
-        reason: DropReason,
-        /// What to tell the sender, if anything.
-        reply: Option<Reply>,
-    },
+    /// Drop it.
+    Deny(Denied),
 }
 
 impl Verdict {
     /// Whether the packet may pass.
     pub fn is_allow(&self) -> bool {
         matches!(self, Verdict::Allow { .. })
+    }
+
+    pub(super) fn passed(self) -> Result<Option<Instant>, Denied> {
+        match self {
+            Verdict::Allow { until } => Ok(until),
+            Verdict::Deny(denied) => Err(denied),
+        }
+    }
+}
+
+impl From<Result<Option<Instant>, Denied>> for Verdict {
+    fn from(outcome: Result<Option<Instant>, Denied>) -> Self {
+        match outcome {
+            Ok(until) => Verdict::Allow { until },
+            Err(denied) => Verdict::Deny(denied),
+        }
     }
 }
 
@@ -93,6 +124,8 @@ drop_reasons! {
     MalformedIcmpFamily => "malformed_icmp_family",
     /// A control packet whose header or body cannot be read (data-path spec §6.1).
     MalformedControl => "malformed_control",
+    /// An announcement of a name beyond what may wait for resolution (data-path spec §6.2).
+    ControlLimited => "control_limited",
 
     // Client to resource (data-path spec §5.3).
     /// Multicast destination.
@@ -121,14 +154,16 @@ drop_reasons! {
     NatUnsupportedProtocol => "nat_unsupported_protocol",
     /// No free port for a translation (data-path spec §6.5).
     NatExhausted => "nat_exhausted",
-    /// The translation has expired (data-path spec §6.5).
-    NatExpired => "nat_expired",
+    /// More flows than one client, or all together, may have.
+    FlowLimit => "flow_limit",
 
     // Resource to client (data-path spec §5.6).
     /// The destination is not one of the client's tunnel addresses.
     DestinationNotClient => "destination_not_client",
     /// The source claims to be a tunnel address.
     SourceInTunnelRange => "source_in_tunnel_range",
+    /// Not part of a flow that the client has begun, or of one that has ended.
+    NoFlow => "no_flow",
     /// An ICMP error that is not about a packet of the client.
     IcmpErrorNotForClient => "icmp_error_not_for_client",
     /// Read from the device with a destination outside the tunnel ranges.

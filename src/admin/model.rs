@@ -45,8 +45,27 @@ pub struct Status {
     /// WireGuard handshakes.
     #[serde(default)]
     pub handshakes: HandshakeStatus,
+    /// Flows of all clients.
+    #[serde(default)]
+    pub flows: usize,
+    /// The DNS service on the gateway's tunnel addresses.
+    #[serde(default)]
+    pub dns: DnsStatus,
     /// Dropped packets by reason.
     pub dropped: BTreeMap<String, u64>,
+}
+
+/// What became of DNS queries to the gateway's tunnel addresses since start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DnsStatus {
+    /// Answered by a name server of the site.
+    pub answered: u64,
+    /// Answered with SERVFAIL, because no name server could be reached in time.
+    pub failed: u64,
+    /// Over the number that may be under way at once; not answered.
+    pub limited: u64,
+    /// No standard query, or not from a client; not answered.
+    pub ignored: u64,
 }
 
 /// What became of WireGuard handshake messages since start.
@@ -229,6 +248,15 @@ pub struct ClientStatus {
     pub tx_bytes: u64,
     /// What the client may reach.
     pub grants: Vec<GrantStatus>,
+    /// Flows that the client has begun.
+    #[serde(default)]
+    pub flows: usize,
+    /// Names that the client has made addresses up for.
+    #[serde(default)]
+    pub domains: usize,
+    /// The client's packets that went nowhere, both ways, by reason.
+    #[serde(default)]
+    pub dropped: BTreeMap<String, u64>,
 }
 
 /// A change of a client's path.

@@ -312,6 +312,29 @@ impl Page {
             })
             .collect();
         notes.extend(wrapped("may reach", &grants));
+        let mut uses: Vec<String> = Vec::new();
+        for (count, one, many) in [
+            (client.flows, "flow", "flows"),
+            (client.domains, "name", "names"),
+        ] {
+            match count {
+                0 => {}
+                1 => uses.push(format!("1 {one}")),
+                _ => uses.push(format!("{count} {many}")),
+            }
+        }
+        if !uses.is_empty() {
+            notes.extend(wrapped("uses", &uses));
+        }
+        let dropped: Vec<String> = client
+            .dropped
+            .iter()
+            .filter(|(_, count)| **count > 0)
+            .map(|(reason, count)| format!("{reason} {count}"))
+            .collect();
+        if !dropped.is_empty() {
+            notes.extend(wrapped("dropped", &dropped));
+        }
         Row { cells, notes }
     }
 

@@ -250,6 +250,14 @@ pub struct Settings {
     #[arg(long, value_name = "PORT", help_heading = DEVICE)]
     pub udp_port: Option<String>,
 
+    /// Ports of the gateway itself that clients may reach through the tunnel, such as
+    /// `tcp/22, udp/5000-5010`; `all` for every port, as the stock gateway has it. DNS and ping
+    /// are always open.
+    ///
+    /// [env: FIREZONE_GATEWAY_PORTS] [default: none]
+    #[arg(long, value_name = "PORTS", help_heading = DEVICE)]
+    pub gateway_ports: Option<String>,
+
     /// Do not try to raise net.core.rmem_max and net.core.wmem_max.
     ///
     /// [env: FIREZONE_NO_INC_BUF] [default: false]
@@ -318,6 +326,7 @@ impl Settings {
             no_telemetry: self.no_telemetry.or(before.no_telemetry),
             tun_name: self.tun_name.or(before.tun_name),
             udp_port: self.udp_port.or(before.udp_port),
+            gateway_ports: self.gateway_ports.or(before.gateway_ports),
             no_inc_buf: self.no_inc_buf.or(before.no_inc_buf),
             udp_send_buffer_size: self.udp_send_buffer_size.or(before.udp_send_buffer_size),
             udp_recv_buffer_size: self.udp_recv_buffer_size.or(before.udp_recv_buffer_size),

@@ -220,6 +220,16 @@ impl<'a> Loader<'a> {
             values::udp_port,
             u16::to_string,
         );
+        let gateway_ports = self.setting(
+            ("FIREZONE_GATEWAY_PORTS", "--gateway-ports"),
+            cli.gateway_ports.as_deref(),
+            "none",
+            values::gateway_ports,
+            |ports| match ports.to_string() {
+                none if none.is_empty() => "none".to_owned(),
+                ports => ports,
+            },
+        );
         let no_inc_buf = self.boolean(
             ("FIREZONE_NO_INC_BUF", "--no-inc-buf"),
             cli.no_inc_buf.as_deref(),
@@ -260,6 +270,7 @@ impl<'a> Loader<'a> {
             state_dir: state_dir?,
             tun_name: tun_name?,
             udp_port: udp_port?,
+            gateway_ports: gateway_ports?,
             raise_buffer_limits: !no_inc_buf?,
             udp_send_buffer: udp_send_buffer?,
             udp_recv_buffer: udp_recv_buffer?,

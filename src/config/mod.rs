@@ -29,6 +29,7 @@ pub use self::{
     report::{print_examination, print_mistakes},
     token::{TokenError, TokenSource},
 };
+use crate::access::OpenPorts;
 use crate::host::constants;
 use crate::telemetry;
 
@@ -73,6 +74,8 @@ pub struct Config {
     pub tun_name: String,
     /// Preferred UDP port; 0 lets the kernel choose.
     pub udp_port: u16,
+    /// Ports of the gateway itself that are open to clients.
+    pub gateway_ports: OpenPorts,
     /// Try to raise `net.core.rmem_max` and `wmem_max`.
     pub raise_buffer_limits: bool,
     /// Send buffer to ask for, in bytes.

@@ -71,6 +71,7 @@ fn defaults_are_those_of_the_stock_gateway_where_it_has_them() {
     assert_eq!(config.state_dir, Path::new("/var/lib/firezone"));
     assert_eq!(config.tun_name, "tun-firezone");
     assert_eq!(config.udp_port, 52625);
+    assert_eq!(config.gateway_ports, crate::access::OpenPorts::none());
     assert_eq!(config.udp_send_buffer, 2 << 20);
     assert_eq!(config.udp_recv_buffer, 16 << 20);
     assert_eq!(config.name, "edge-host");
@@ -94,6 +95,7 @@ fn every_variable_arrives() {
         ("FIREZONE_STATE_DIR", "/state"),
         ("FIREZONE_TUN_NAME", "fz0"),
         ("FIREZONE_UDP_PORT", "4500"),
+        ("FIREZONE_GATEWAY_PORTS", "tcp/22, udp/5000-5010"),
         ("FIREZONE_NO_INC_BUF", "1"),
         ("FIREZONE_UDP_SEND_BUFFER_SIZE", "131072"),
         ("FIREZONE_UDP_RECV_BUFFER_SIZE", "262144"),
@@ -116,6 +118,7 @@ fn every_variable_arrives() {
     assert_eq!(config.state_dir, Path::new("/state"));
     assert_eq!(config.tun_name, "fz0");
     assert_eq!(config.udp_port, 4500);
+    assert_eq!(config.gateway_ports.to_string(), "tcp/22, udp/5000-5010");
     assert!(!config.raise_buffer_limits);
     assert_eq!(config.udp_send_buffer, 131_072);
     assert_eq!(config.udp_recv_buffer, 262_144);
@@ -245,6 +248,12 @@ fn each_wrong_value_is_named_with_what_to_set() {
         ),
         ("FIREZONE_TUN_NAME", "a/b", "name of an interface", "15"),
         ("FIREZONE_UDP_PORT", "70000", "not a port", "65535"),
+        (
+            "FIREZONE_GATEWAY_PORTS",
+            "tcp/22,22",
+            "\"22\" is not a port",
+            "tcp/22",
+        ),
         (
             "FIREZONE_UDP_PORT",
             "tcp://10.0.0.1:53",

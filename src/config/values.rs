@@ -5,6 +5,8 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use tracing_subscriber::EnvFilter;
 use url::Url;
 
+use crate::access::{NotAPort, OpenPorts};
+
 use super::{LogFormat, mistake::shown};
 
 /// What is wrong with a value, and what to set instead.
@@ -148,6 +150,19 @@ pub(super) fn udp_port(text: &str) -> Result<u16, Wrong> {
             "Set it to a number up to 65535, such as 52625, or to 0 for any free port.",
         ),
     }
+}
+
+/// Ports of the gateway that are open to clients.
+pub(super) fn gateway_ports(text: &str) -> Result<OpenPorts, Wrong> {
+    if text.eq_ignore_ascii_case("none") {
+        return Ok(OpenPorts::none());
+    }
+    text.parse().or_else(|error: NotAPort| {
+        wrong(
+            format!("{} is not a port of a protocol", shown(&error.0)),
+            "Set it to a list such as tcp/22, udp/5000-5010, to all, or to none.",
+        )
+    })
 }
 
 /// The kernel takes socket buffer sizes as a signed 32-bit number and doubles them.

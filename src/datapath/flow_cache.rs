@@ -6,24 +6,37 @@
 //! what it made before simply no longer matches.
 
 use std::hash::BuildHasher;
+use std::sync::Arc;
 use std::time::Instant;
 
-use crate::access::Verdict;
-use crate::packet::FlowKey;
+use crate::access::{Denied, Flow, Passed, Tick};
+use crate::packet::{FlowKey, TcpFlags};
 
 /// Sets per cache.
 const SETS: usize = 4096;
 /// Entries per set.
 const WAYS: usize = 4;
 
-#[derive(Clone, Copy)]
 struct Entry {
     key: FlowKey,
     generation: u64,
-    verdict: Verdict,
+    until: Option<Instant>,
+    flow: Option<Arc<Flow>>,
 }
 
-/// Verdicts by flow.
+impl Entry {
+    /// Whether what was decided still holds for a packet with these TCP flags.
+    #[inline]
+    fn is_current(&self, now: Instant, tick: Tick, flags: TcpFlags) -> bool {
+        self.until.is_none_or(|until| now < until)
+            && self
+                .flow
+                .as_ref()
+                .is_none_or(|flow| !flow.is_over(tick) && !flow.is_succeeded_by(flags))
+    }
+}
+
+/// Allowances by flow.
 pub struct FlowCache {
     sets: Box<[[Option<Entry>; WAYS]]>,
     /// Which way of a set is replaced next.
@@ -31,100 +44,82 @@ pub struct FlowCache {
     hasher: foldhash::fast::RandomState,
 }
 
+/// When a packet comes, on the two clocks that matter for it.
+#[derive(Debug, Clone, Copy)]
+pub struct At {
+    /// The clock by which grants end.
+    pub now: Instant,
+    /// The clock by which flows end.
+    pub tick: Tick,
+}
+
 impl FlowCache {
     /// An empty cache.
     pub fn new() -> Self {
         Self {
-            sets: vec![[None; WAYS]; SETS].into_boxed_slice(),
+            sets: (0..SETS).map(|_| [const { None }; WAYS]).collect(),
             victim: vec![0; SETS].into_boxed_slice(),
             hasher: foldhash::fast::RandomState::default(),
         }
     }
 
-    /// The verdict for a flow under the policy of this generation; `decide` is asked on a miss.
+    /// The flow that a packet belongs to, if it may pass under the policy of this generation;
+    /// `decide` is asked on a miss. `flags` are the packet's, if it may begin a flow.
+    ///
+    /// # Errors
+    /// What `decide` says. Not kept: it can turn into an allowance with nothing but time.
     #[inline]
-    pub fn verdict(
+    pub fn pass(
         &mut self,
         key: &FlowKey,
         generation: u64,
-        now: Instant,
-        decide: impl FnOnce() -> Verdict,
-    ) -> Verdict {
+        at: At,
+        flags: TcpFlags,
+        decide: impl FnOnce() -> Result<Passed, Denied>,
+    ) -> Result<Option<&Arc<Flow>>, Denied> {
         let set = self.hasher.hash_one(key) as usize & (SETS - 1);
-        let ways = &mut self.sets[set];
-        for entry in ways.iter().flatten() {
-            if entry.generation == generation && entry.key == *key && is_current(entry, now) {
-                return entry.verdict;
-            }
-        }
-        let verdict = decide();
-        // Denials are not kept: one can turn into an allowance with nothing but time.
-        if !verdict.is_allow() {
-            return verdict;
-        }
-        let entry = Entry {
-            key: *key,
-            generation,
-            verdict,
+        let hit = self.sets[set].iter().position(|entry| {
+            entry.as_ref().is_some_and(|entry| {
+                entry.generation == generation
+                    && entry.key == *key
+                    && entry.is_current(at.now, at.tick, flags)
+            })
+        });
+        let way = match hit {
+            Some(way) => way,
+            None => self.keep(set, key, generation, decide()?),
         };
+        Ok(self.sets[set][way]
+            .as_ref()
+            .and_then(|entry| entry.flow.as_ref()))
+    }
+
+    #[cold]
+    fn keep(&mut self, set: usize, key: &FlowKey, generation: u64, passed: Passed) -> usize {
+        let ways = &mut self.sets[set];
         // The same flow under an older policy, else a free way, else the next victim.
         let way = ways
             .iter()
-            .position(|e| e.is_some_and(|e| e.key == *key))
+            .position(|e| e.as_ref().is_some_and(|e| e.key == *key))
             .or_else(|| ways.iter().position(Option::is_none))
             .unwrap_or_else(|| {
                 let way = usize::from(self.victim[set]) % WAYS;
                 self.victim[set] = self.victim[set].wrapping_add(1);
                 way
             });
-        ways[way] = Some(entry);
-        verdict
+        ways[way] = Some(Entry {
+            key: *key,
+            generation,
+            until: passed.until,
+            flow: passed.flow,
+        });
+        way
     }
 }
 
 impl Default for FlowCache {
     fn default() -> Self {
         Self::new()
-    }
-}
-
-fn is_current(entry: &Entry, now: Instant) -> bool {
-    match entry.verdict {
-        Verdict::Allow { until } => until.is_none_or(|until| now < until),
-        Verdict::Deny { .. } => false,
-    }
-}
-
-/// Limits ICMP answers to denied packets, so that a client's port scan is not amplified.
-pub struct ReplyBudget {
-    window: Instant,
-    left: u32,
-}
-
-/// ICMP answers per second and worker.
-const REPLIES_PER_SECOND: u32 = 100;
-
-impl ReplyBudget {
-    /// A full budget.
-    pub fn new(now: Instant) -> Self {
-        Self {
-            window: now,
-            left: REPLIES_PER_SECOND,
-        }
-    }
-
-    /// Whether one more answer may be sent.
-    pub fn take(&mut self, now: Instant) -> bool {
-        if now.duration_since(self.window).as_secs() >= 1 {
-            *self = Self::new(now);
-        }
-        match self.left.checked_sub(1) {
-            Some(left) => {
-                self.left = left;
-                true
-            }
-            None => false,
-        }
     }
 }
 
@@ -150,18 +145,38 @@ mod tests {
         FlowKey::outbound(&Meta::parse(&packet).unwrap())
     }
 
-    const ALLOW: Verdict = Verdict::Allow { until: None };
-    const DENY: Verdict = Verdict::Deny {
+    const ALLOW: Result<Passed, Denied> = Ok(Passed {
+        until: None,
+        flow: None,
+    });
+    const DENY: Result<Passed, Denied> = Err(Denied {
         reason: DropReason::NoGrant,
         reply: None,
-    };
+    });
+
+    /// Asks for one flow's verdict; the epoch of the ticks is `start`.
+    fn passes(
+        cache: &mut FlowCache,
+        (port, generation): (u16, u64),
+        (start, now): (Instant, Instant),
+        decide: impl FnOnce() -> Result<Passed, Denied>,
+    ) -> bool {
+        let at = At {
+            now,
+            tick: Tick::new(start, now),
+        };
+        let flags = TcpFlags::default();
+        cache
+            .pass(&key(port), generation, at, flags, decide)
+            .is_ok()
+    }
 
     #[test]
     fn an_allowance_is_asked_for_once_per_generation() {
         let (mut cache, now) = (FlowCache::new(), Instant::now());
         let mut asked = 0;
         for generation in [1, 1, 1, 2, 2, 1] {
-            let _ = cache.verdict(&key(5), generation, now, || {
+            passes(&mut cache, (5, generation), (now, now), || {
                 asked += 1;
                 ALLOW
             });
@@ -173,40 +188,43 @@ mod tests {
     fn an_allowance_ends_when_its_grant_does() {
         let (mut cache, now) = (FlowCache::new(), Instant::now());
         let until = now + Duration::from_secs(5);
-        let limited = Verdict::Allow { until: Some(until) };
-        let _ = cache.verdict(&key(5), 1, now, || limited);
+        let limited = || {
+            Ok(Passed {
+                until: Some(until),
+                flow: None,
+            })
+        };
+        assert!(passes(&mut cache, (5, 1), (now, now), limited));
         let tick = Duration::from_nanos(1);
-        assert_eq!(cache.verdict(&key(5), 1, until - tick, || DENY), limited);
-        assert_eq!(cache.verdict(&key(5), 1, until, || DENY), DENY);
+        assert!(passes(&mut cache, (5, 1), (now, until - tick), || DENY));
+        assert!(!passes(&mut cache, (5, 1), (now, until), || DENY));
     }
 
     #[test]
     fn a_denial_is_asked_for_each_time() {
         let (mut cache, now) = (FlowCache::new(), Instant::now());
-        assert_eq!(cache.verdict(&key(5), 1, now, || DENY), DENY);
-        assert_eq!(cache.verdict(&key(5), 1, now, || ALLOW), ALLOW);
+        assert!(!passes(&mut cache, (5, 1), (now, now), || DENY));
+        assert!(passes(&mut cache, (5, 1), (now, now), || ALLOW));
     }
 
     #[test]
     fn a_flood_of_flows_evicts_but_never_mixes_verdicts() {
         let (mut cache, now) = (FlowCache::new(), Instant::now());
-        for round in 0..2 {
+        for round in 0..2u64 {
             for port in 0..=u16::MAX {
-                let own = Verdict::Allow {
-                    until: Some(now + Duration::from_secs(1 + u64::from(port))),
+                // Each flow's allowance ends at a time of its own; asked just before and at it.
+                let until = now + Duration::from_secs(1 + u64::from(port));
+                let own = || {
+                    Ok(Passed {
+                        until: Some(until),
+                        flow: None,
+                    })
                 };
-                let got = cache.verdict(&key(port), 1, now, || own);
-                assert_eq!(got, own, "round {round}");
+                let before = until - Duration::from_nanos(1);
+                assert!(passes(&mut cache, (port, 1), (now, before), own), "{round}");
+                assert!(passes(&mut cache, (port, 1), (now, before), || DENY));
+                assert!(!passes(&mut cache, (port, 1), (now, until), || DENY));
             }
         }
-    }
-
-    #[test]
-    fn answers_are_limited_per_second() {
-        let now = Instant::now();
-        let mut budget = ReplyBudget::new(now);
-        let sent = (0..1000).filter(|_| budget.take(now)).count();
-        assert_eq!(sent, REPLIES_PER_SECOND as usize);
-        assert!(budget.take(now + Duration::from_secs(1)));
     }
 }

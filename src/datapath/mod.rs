@@ -3,7 +3,8 @@
 //! The slow path publishes peers, paths and policies in a [`peers::PeerTable`]; workers read it
 //! without locks and hand over whatever is not established data.
 
-pub mod flow_cache;
+pub mod counters;
+pub(crate) mod flow_cache;
 pub mod peers;
 pub mod train;
 pub mod worker;

@@ -4,11 +4,13 @@ use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use boringtun::noise::Tunn;
 use serde::{Deserialize, Serialize};
 
+use super::counters::Counters;
 use crate::access::ClientPolicy;
 use crate::ids::ClientId;
 
@@ -100,6 +102,35 @@ impl Traffic {
     }
 }
 
+/// Limits ICMP answers to denied packets, so that a client's port scan is not amplified.
+#[derive(Debug, Default)]
+pub struct ReplyBudget {
+    /// When the present second began; `None` before the first answer.
+    window: Option<Instant>,
+    left: u32,
+}
+
+/// ICMP answers per second to one client, and to the site.
+const REPLIES_PER_SECOND: u32 = 100;
+
+impl ReplyBudget {
+    /// Whether one more answer may be sent.
+    pub fn take(&mut self, now: Instant) -> bool {
+        let is_over = |begun: Instant| now.duration_since(begun).as_secs() >= 1;
+        if self.window.is_none_or(is_over) {
+            self.window = Some(now);
+            self.left = REPLIES_PER_SECOND;
+        }
+        match self.left.checked_sub(1) {
+            Some(left) => {
+                self.left = left;
+                true
+            }
+            None => false,
+        }
+    }
+}
+
 /// One client as the workers see it.
 pub struct Peer {
     /// The 24-bit index that the client's messages carry.
@@ -108,6 +139,9 @@ pub struct Peer {
     pub client: ClientId,
     /// Its counters.
     pub traffic: Traffic,
+    /// Its packets that went nowhere, both ways.
+    pub drops: Counters,
+    replies: Mutex<ReplyBudget>,
     tunn: Mutex<Tunn>,
     path: ArcSwapOption<Path>,
     policy: ArcSwapOption<ClientPolicy>,
@@ -120,6 +154,8 @@ impl Peer {
             index,
             client,
             traffic: Traffic::default(),
+            drops: Counters::new(),
+            replies: Mutex::new(ReplyBudget::default()),
             tunn: Mutex::new(tunn),
             path: ArcSwapOption::empty(),
             policy: ArcSwapOption::empty(),
@@ -132,6 +168,12 @@ impl Peer {
         // A panic while holding the lock would have been ours, not the session's: its state is
         // changed by the library alone, so it stays usable.
         self.tunn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the client may be sent one more ICMP answer. Only dropped packets come here.
+    pub fn may_reply(&self, now: Instant) -> bool {
+        let mut replies = self.replies.lock().unwrap_or_else(PoisonError::into_inner);
+        replies.take(now)
     }
 
     /// The nominated path, if any.
@@ -270,6 +312,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use std::collections::HashSet;
+    use std::time::Duration;
 
     use super::*;
 
@@ -288,5 +331,14 @@ mod tests {
         assert_eq!(again & (SLOTS as u32 - 1), some & (SLOTS as u32 - 1));
         assert_ne!(again, some, "a reused slot gets another index");
         assert!(pool.take().is_none());
+    }
+
+    #[test]
+    fn answers_are_limited_per_second() {
+        let now = Instant::now();
+        let mut budget = ReplyBudget::default();
+        let sent = (0..1000).filter(|_| budget.take(now)).count();
+        assert_eq!(sent, REPLIES_PER_SECOND as usize);
+        assert!(budget.take(now + Duration::from_secs(1)));
     }
 }

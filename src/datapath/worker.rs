@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use boringtun::noise::errors::WireGuardError;
@@ -18,23 +18,22 @@ use rustix::event::epoll;
 use rustix::event::{EventfdFlags, eventfd};
 use tokio::sync::mpsc;
 
-use super::flow_cache::{FlowCache, ReplyBudget};
-use super::peers::{Path, Peer, PeerTable};
+use super::counters::Counters;
+use super::flow_cache::{At, FlowCache};
+use super::peers::{Path, Peer, PeerTable, ReplyBudget};
 use super::train::Trains;
-use crate::access::{ClientPolicy, DropReason, Reply, Verdict};
+use crate::access::{ClientPolicy, Denied, DropReason, Reply};
 use crate::admin::Heartbeat;
 use crate::connectivity::relay::channel_data;
 use crate::device::{MTU, Tun};
 use crate::ids::ClientId;
 use crate::net::{Datagram, RecvBuffers, Sockets, UdpSocket};
-use crate::packet::{FlowKey, Meta, ecn, icmp};
+use crate::packet::{FlowKey, Malformed, Meta, TcpFlags, ecn, icmp, translate};
 use crate::wireguard::data_receiver;
 
 /// Bytes that WireGuard adds to a packet (data-path spec §1.2).
 const WG_OVERHEAD: usize = 32;
-/// Largest datagram that can carry an inner packet of [`MTU`]; room is left for peers that pad.
-const MAX_DATAGRAM: usize = MTU as usize + WG_OVERHEAD + channel_data::HEADER_LEN + 16;
-/// Room for one decrypted packet.
+/// Room for one packet; what is longer than this is not even answered.
 const SCRATCH: usize = 2048;
 /// Packets read from the device before the sockets get their turn.
 const TUN_BURST: usize = 64;
@@ -62,36 +61,6 @@ pub enum Slow {
         /// The inner packet.
         packet: Vec<u8>,
     },
-}
-
-/// Counters of one worker; written by it alone, read by whoever wants.
-pub struct Counters {
-    drops: Box<[AtomicU64]>,
-}
-
-impl Counters {
-    /// All zero.
-    pub fn new() -> Self {
-        Self {
-            drops: (0..DropReason::COUNT).map(|_| AtomicU64::new(0)).collect(),
-        }
-    }
-
-    /// Counts dropped packets.
-    pub fn count(&self, reason: DropReason, packets: u64) {
-        self.drops[reason.index()].fetch_add(packets, Ordering::Relaxed);
-    }
-
-    /// Dropped packets of one reason.
-    pub fn dropped(&self, reason: DropReason) -> u64 {
-        self.drops[reason.index()].load(Ordering::Relaxed)
-    }
-}
-
-impl Default for Counters {
-    fn default() -> Self {
-        Self::new()
-    }
 }
 
 /// What a worker works with.
@@ -183,6 +152,7 @@ struct State {
     outbound: FlowCache,
     inbound: FlowCache,
     trains: Trains,
+    /// Of answers to the site; each client has its own.
     replies: ReplyBudget,
     max_segments: usize,
 }
@@ -203,7 +173,7 @@ impl State {
             outbound: FlowCache::new(),
             inbound: FlowCache::new(),
             trains: Trains::default(),
-            replies: ReplyBudget::new(now),
+            replies: ReplyBudget::default(),
             max_segments,
         }
     }
@@ -334,10 +304,11 @@ impl State {
         outer_ecn: u8,
     ) {
         // Also keeps the cipher's output within the scratch buffer: boringtun panics past it.
-        if message.len() > MAX_DATAGRAM {
-            self.io.counters.count(DropReason::MalformedTooLong, 1);
+        if message.len() > SCRATCH {
+            self.drop_of(&receiver.peer, DropReason::MalformedTooLong);
             return;
         }
+        let peer = &receiver.peer;
         match tunn.decapsulate(None, message, scratch) {
             TunnResult::WriteToTunnelV4(packet, _) | TunnResult::WriteToTunnelV6(packet, _) => {
                 ecn::merge(packet, outer_ecn);
@@ -346,17 +317,22 @@ impl State {
             // An empty message is a keep-alive.
             TunnResult::Done | TunnResult::WriteToNetwork(_) => {}
             TunnResult::Err(WireGuardError::DuplicateCounter | WireGuardError::InvalidCounter) => {
-                self.io.counters.count(DropReason::Replayed, 1)
+                self.drop_of(peer, DropReason::Replayed)
             }
-            TunnResult::Err(_) => self.io.counters.count(DropReason::DecryptFailed, 1),
+            TunnResult::Err(_) => self.drop_of(peer, DropReason::DecryptFailed),
         }
     }
 
-    fn inner_packet(&mut self, receiver: &Receiver, tunn: &mut Tunn, packet: &[u8]) {
+    fn inner_packet(&mut self, receiver: &Receiver, tunn: &mut Tunn, packet: &mut [u8]) {
         let meta = match Meta::parse(packet) {
             Ok(meta) => meta,
             Err(malformed) => {
-                self.io.counters.count(malformed.into(), 1);
+                self.drop_of(&receiver.peer, malformed.into());
+                if malformed == Malformed::TooLong {
+                    self.answer(&receiver.peer, tunn, packet, |p, out| {
+                        icmp::too_big(p, MTU, out)
+                    });
+                }
                 return;
             }
         };
@@ -368,55 +344,79 @@ impl State {
             return;
         }
         let Some(policy) = &receiver.policy else {
-            self.io.counters.count(DropReason::NoPolicy, 1);
+            self.drop_of(&receiver.peer, DropReason::NoPolicy);
             return;
         };
-        let now = self.now;
-        let verdict =
-            self.outbound
-                .verdict(&FlowKey::outbound(&meta), policy.generation(), now, || {
-                    policy.outbound(&meta, now)
-                });
-        match verdict {
-            Verdict::Allow { .. } => {
+        let at = At {
+            now: self.now,
+            tick: policy.tick(self.now),
+        };
+        let key = FlowKey::outbound(&meta);
+        let passed = self
+            .outbound
+            .pass(&key, policy.generation(), at, meta.tcp_flags, || {
+                policy.admit_outbound(&meta, at.now)
+            });
+        match passed {
+            Ok(flow) => {
+                if let Some(flow) = flow {
+                    flow.note_out(at.tick, meta.tcp_flags);
+                    if flow.is_translated() {
+                        translate::outbound(packet, &meta, flow.outside(), flow.outside_port());
+                    }
+                }
                 receiver.peer.traffic.received(1, packet.len() as u64);
                 if self.io.tun.write(packet).is_err() {
-                    self.io.counters.count(DropReason::DeviceWriteFailed, 1);
+                    self.drop_of(&receiver.peer, DropReason::DeviceWriteFailed);
                 }
             }
-            Verdict::Deny { reason, reply } => {
-                self.io.counters.count(reason, 1);
-                if let Some(reply) = reply {
-                    self.answer(&receiver.peer, tunn, packet, reply);
+            Err(Denied { reason, reply }) => {
+                self.drop_of(&receiver.peer, reason);
+                match reply {
+                    Some(Reply::Prohibited) => {
+                        self.answer(&receiver.peer, tunn, packet, icmp::prohibited);
+                    }
+                    Some(Reply::Unreachable) => {
+                        self.answer(&receiver.peer, tunn, packet, icmp::unreachable);
+                    }
+                    None => {}
                 }
             }
         }
     }
 
+    /// Counts a packet of a client that goes nowhere, for the client and in all.
+    fn drop_of(&self, peer: &Peer, reason: DropReason) {
+        self.io.counters.count(reason, 1);
+        peer.drops.count(reason, 1);
+    }
+
     /// Tells the client's application why its packet went nowhere (data-path spec §5.3).
-    fn answer(&mut self, peer: &Arc<Peer>, tunn: &mut Tunn, packet: &[u8], reply: Reply) {
-        if !self.replies.take(self.now) {
+    fn answer(
+        &mut self,
+        peer: &Arc<Peer>,
+        tunn: &mut Tunn,
+        packet: &[u8],
+        make: impl FnOnce(&[u8], &mut [u8]) -> Option<usize>,
+    ) {
+        if !peer.may_reply(self.now) {
             return;
         }
         let mut answer = [0; icmp::MAX_REPLY];
-        let made = match reply {
-            Reply::Prohibited => icmp::prohibited(packet, &mut answer),
-            Reply::Unreachable => icmp::unreachable(packet, &mut answer),
-        };
-        if let (Some(len), Some(path)) = (made, peer.path()) {
-            self.encrypt(tunn, &path, &answer[..len]);
+        if let (Some(len), Some(path)) = (make(packet, &mut answer), peer.path()) {
+            self.encrypt(peer, tunn, &path, &answer[..len]);
         }
     }
 
     // ---- device to network -------------------------------------------------------------------
 
     fn read_tun(&mut self) {
-        let mut packet = [0; MTU as usize + 1];
+        let mut packet = [0; SCRATCH];
         let mut current: Option<Sender> = None;
         for _ in 0..TUN_BURST {
             match self.io.tun.read(&mut packet) {
                 Ok(0) => break,
-                Ok(len) => self.outbound_packet(&mut current, &packet[..len]),
+                Ok(len) => self.outbound_packet(&mut current, &mut packet[..len]),
                 Err(_) => break,
             }
         }
@@ -424,11 +424,14 @@ impl State {
         self.flush();
     }
 
-    fn outbound_packet(&mut self, current: &mut Option<Sender>, packet: &[u8]) {
+    fn outbound_packet(&mut self, current: &mut Option<Sender>, packet: &mut [u8]) {
         let meta = match Meta::parse(packet) {
             Ok(meta) => meta,
             Err(malformed) => {
                 self.io.counters.count(malformed.into(), 1);
+                if malformed == Malformed::TooLong {
+                    self.answer_device(packet);
+                }
                 return;
             }
         };
@@ -446,34 +449,78 @@ impl State {
             return;
         };
         let Some(policy) = &sender.policy else {
-            self.io.counters.count(DropReason::NoPolicy, 1);
+            self.drop_of(&sender.peer, DropReason::NoPolicy);
             return;
         };
-        let now = self.now;
-        let verdict =
-            self.inbound
-                .verdict(&FlowKey::inbound(&meta), policy.generation(), now, || {
-                    policy.inbound(&meta, now)
-                });
-        if let Verdict::Deny { reason, .. } = verdict {
-            self.io.counters.count(reason, 1);
+        if let Err(denied) = self.admit_inbound(policy, &meta, packet) {
+            self.drop_of(&sender.peer, denied.reason);
             return;
         }
         let Some(path) = &sender.path else {
-            self.io.counters.count(DropReason::NoPath, 1);
+            self.drop_of(&sender.peer, DropReason::NoPath);
             return;
         };
         let mut tunn = sender.peer.tunn();
-        if self.encrypt(&mut tunn, path, packet) {
+        if self.encrypt(&sender.peer, &mut tunn, path, packet) {
             sender.peer.traffic.sent(1, packet.len() as u64);
         }
     }
 
+    /// Tells the sender of a packet that is too long for the tunnel how long it may be. Normally the
+    /// kernel does; it cannot when somebody has raised the device's MTU.
+    fn answer_device(&mut self, packet: &[u8]) {
+        let mut answer = [0; icmp::MAX_REPLY];
+        if self.replies.take(self.now)
+            && let Some(len) = icmp::too_big(packet, MTU, &mut answer)
+            && self.io.tun.write(&answer[..len]).is_err()
+        {
+            self.io.counters.count(DropReason::DeviceWriteFailed, 1);
+        }
+    }
+
+    /// Judges a packet to the client, and makes it what the client expects.
+    fn admit_inbound(
+        &mut self,
+        policy: &ClientPolicy,
+        meta: &Meta,
+        packet: &mut [u8],
+    ) -> Result<(), Denied> {
+        if meta.is_icmp_error() {
+            // Each is about something else, and they are rare.
+            if let Some((flow, embedded)) = policy.admit_error(packet, meta, self.now)?
+                && flow.is_translated()
+            {
+                let (proxy, port) = (flow.remote(), flow.local_port());
+                translate::error_about(packet, meta, &embedded, proxy, port);
+            }
+            return Ok(());
+        }
+        let at = At {
+            now: self.now,
+            tick: policy.tick(self.now),
+        };
+        let key = FlowKey::inbound(meta);
+        // What comes to the client does not begin a flow, whatever its flags.
+        let flags = TcpFlags::default();
+        let flow = self
+            .inbound
+            .pass(&key, policy.generation(), at, flags, || {
+                policy.admit_inbound(meta, at.now)
+            })?;
+        if let Some(flow) = flow {
+            flow.note_in(at.tick, meta.tcp_flags);
+            if flow.is_translated() {
+                translate::inbound(packet, meta, flow.remote(), flow.local_port());
+            }
+        }
+        Ok(())
+    }
+
     /// Encrypts into the path's train.
-    fn encrypt(&mut self, tunn: &mut Tunn, path: &Arc<Path>, packet: &[u8]) -> bool {
+    fn encrypt(&mut self, peer: &Peer, tunn: &mut Tunn, path: &Arc<Path>, packet: &[u8]) -> bool {
         // Without a session boringtun would queue the packet and start a handshake of its own.
         if tunn.time_since_last_handshake().is_none() {
-            self.io.counters.count(DropReason::NoSession, 1);
+            self.drop_of(peer, DropReason::NoSession);
             return false;
         }
         let header = path.channel.map_or(0, |_| channel_data::HEADER_LEN);
@@ -497,7 +544,7 @@ impl State {
             },
         );
         if !pushed {
-            self.io.counters.count(DropReason::NoSession, 1);
+            self.drop_of(peer, DropReason::NoSession);
         }
         pushed
     }

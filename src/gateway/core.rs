@@ -7,12 +7,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::outbox::Outbox;
+use super::resolutions::{Announcement, Begun, Resolutions};
 use super::story::{SetUps, Story};
-use crate::access::{Access, AccessEvent, DropReason, TunnelAddresses};
+use crate::access::{Access, AccessEvent, DropReason, OpenPorts, Resolved, TunnelAddresses};
 use crate::admin::model::{ClientStatus, HandshakeStatus, PathChange, RelayStatus};
 use crate::connectivity::{self, Connectivity, Inbound, Transmit, Upsert};
+use crate::datapath::counters::Counters;
 use crate::datapath::peers::PeerTable;
-use crate::datapath::worker::Counters;
 use crate::ids::ClientId;
 use crate::packet::control::{self, Control};
 use crate::portal::messages::{ClientPeer, CreateAuthorization, Egress, Ingress, Init, Interface};
@@ -28,10 +29,12 @@ const TICK: Duration = Duration::from_secs(1);
 pub(super) const NO_CONNECTION: &str = "none";
 
 /// Something for the outside to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
     /// Give the device these addresses.
     Configure(Interface),
+    /// Resolve this name and tell [`Core::resolved`].
+    Resolve(String),
 }
 
 /// What is remembered per client besides access, connection and session.
@@ -50,6 +53,7 @@ pub struct Core {
     counters: Arc<Counters>,
     outbox: Outbox,
     set_ups: SetUps,
+    resolutions: Resolutions,
     stories: VecDeque<Story>,
     clients: BTreeMap<ClientId, ClientState>,
     interface: Option<Interface>,
@@ -81,6 +85,7 @@ impl Core {
             counters,
             outbox: Outbox::default(),
             set_ups: SetUps::default(),
+            resolutions: Resolutions::default(),
             stories: VecDeque::new(),
             clients: BTreeMap::new(),
             interface: None,
@@ -91,6 +96,11 @@ impl Core {
             transmits: VecDeque::new(),
             commands: VecDeque::new(),
         }
+    }
+
+    /// Opens ports of the gateway itself to clients; to be called before any is known.
+    pub fn open_ports(&mut self, ports: &OpenPorts) {
+        self.access.open_ports(ports);
     }
 
     /// Our WireGuard public key.
@@ -314,17 +324,83 @@ impl Core {
                 self.close(now, client);
             }
             Ok(Control::AssignedIps {
-                resource, domain, ..
+                resource,
+                domain,
+                proxy_ips,
             }) => {
-                // Name resources are not translated yet: tell the client, so that it does not wait.
-                if let Some(answer) = control::domain_status(resource, &domain, false) {
-                    self.send_inner(now, client, &answer);
-                }
+                let announcement = Announcement {
+                    client,
+                    resource,
+                    domain,
+                    proxy_ips,
+                };
+                self.announced(now, announcement);
             }
             Ok(Control::DomainStatus { .. } | Control::Unknown(_)) => {}
-            Err(error) => tracing::debug!(%client, %error, "control packet skipped"),
+            Err(error) => {
+                self.counters.count(DropReason::MalformedControl, 1);
+                tracing::debug!(%client, %error, "control packet skipped");
+            }
         }
         self.drain(now);
+    }
+
+    /// A client has made addresses up for a domain.
+    fn announced(&mut self, now: Instant, announcement: Announcement) {
+        let Announcement {
+            client,
+            resource,
+            ref domain,
+            ..
+        } = announcement;
+        if let Err(why) = self.access.may_announce(client, resource, domain, now) {
+            tracing::debug!(%client, %resource, domain, %why, "announcement refused");
+            self.send_domain_status(now, &announcement, false);
+            return;
+        }
+        match self.resolutions.begin(announcement) {
+            Begun::Resolve(name) => self.commands.push_back(Command::Resolve(name)),
+            Begun::Waiting => {}
+            Begun::Refused => self.counters.count(DropReason::ControlLimited, 1),
+        }
+    }
+
+    /// Takes the answer to [`Command::Resolve`].
+    pub fn resolved(&mut self, now: Instant, name: &str, resolved: &Resolved) {
+        for announcement in self.resolutions.end(name) {
+            let Announcement {
+                client,
+                resource,
+                domain,
+                proxy_ips,
+            } = &announcement;
+            let outcome = self
+                .access
+                .announce(*client, *resource, domain, proxy_ips, resolved, now);
+            match &outcome {
+                Ok(done) => {
+                    if done.evicted > 0 {
+                        tracing::warn!(%client, evicted = done.evicted, "The client uses too many names; the oldest were forgotten");
+                    }
+                    tracing::debug!(%client, domain, ?resolved, "name resolved");
+                }
+                Err(why) => tracing::info!(%client, domain, %why, "Name not usable"),
+            }
+            self.send_domain_status(now, &announcement, outcome.is_ok());
+        }
+        self.drain(now);
+    }
+
+    fn send_domain_status(&mut self, now: Instant, announcement: &Announcement, active: bool) {
+        let Announcement {
+            client,
+            resource,
+            domain,
+            ..
+        } = announcement;
+        if let Some(answer) = control::domain_status(*resource, domain, active) {
+            self.send_inner(now, *client, &answer);
+        }
     }
 
     fn send_inner(&mut self, now: Instant, client: ClientId, packet: &[u8]) {
@@ -554,6 +630,11 @@ impl Core {
         self.connectivity.relay_statuses(now, wall)
     }
 
+    /// Number of flows of all clients.
+    pub fn flow_count(&self) -> usize {
+        self.access.flow_count()
+    }
+
     /// What to show about handshakes.
     pub fn handshakes(&self) -> HandshakeStatus {
         let counters = self.wireguard.admission_counters();
@@ -622,6 +703,14 @@ impl Core {
                     last_handshake_at: self.wireguard.last_handshake(client).map(unix),
                     rx_bytes: peer.map_or(0, |p| p.traffic.rx_bytes.load(Relaxed)),
                     tx_bytes: peer.map_or(0, |p| p.traffic.tx_bytes.load(Relaxed)),
+                    flows: self.access.sizes(client).flows,
+                    domains: self.access.sizes(client).domains,
+                    dropped: peer.map_or_else(BTreeMap::new, |p| {
+                        let drops = p.drops.all();
+                        drops
+                            .map(|(reason, n)| (reason.as_str().to_owned(), n))
+                            .collect()
+                    }),
                     grants: self.access.grants(client),
                 }
             })

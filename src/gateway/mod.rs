@@ -7,6 +7,7 @@
 pub mod core;
 mod host_setup;
 pub mod outbox;
+mod resolutions;
 #[cfg(test)]
 mod simulation;
 mod slow_path;

@@ -11,11 +11,14 @@ use tokio::time::{MissedTickBehavior, interval, sleep_until};
 use super::core::{Command, Core};
 use super::host_setup::{self, Host};
 use super::snapshot::{self, Facts, Surroundings};
+use crate::access::DNS_PORT;
 use crate::admin::model::{DeviceStatus, HostFinding, PortalState, Status};
 use crate::admin::{Drain, Heartbeat, Liveness, Question};
 use crate::config::{Config, ExitStatus};
+use crate::datapath::counters::Counters;
 use crate::datapath::peers::PeerTable;
-use crate::datapath::worker::{Counters, Slow, Stop, Worker};
+use crate::datapath::worker::{Slow, Stop, Worker};
+use crate::dns;
 use crate::host::network::Network;
 use crate::net;
 use crate::portal::channel::{Event, GaveUpReason, NotJoined};
@@ -210,6 +213,8 @@ struct SlowPath {
     from_workers: mpsc::Receiver<Slow>,
     worker: Option<Stop>,
     network: Option<Arc<Network>>,
+    names: dns::Service,
+    resolved: mpsc::UnboundedReceiver<dns::Answer>,
     configured: (
         mpsc::UnboundedSender<Configuration>,
         mpsc::UnboundedReceiver<Configuration>,
@@ -253,6 +258,7 @@ impl SlowPath {
             Arc::clone(&counters[0]),
             rand::random(),
         );
+        core.open_ports(&config.gateway_ports);
         for address in net::default_source_addresses() {
             if let Some(socket) = host.sockets.for_destination(SocketAddr::new(address, 0)) {
                 core.add_host(now, SocketAddr::new(address, socket.local_addr().port()));
@@ -284,6 +290,7 @@ impl SlowPath {
                 None
             }
         };
+        let (names, resolved) = dns::Service::start(dns::Settings::default())?;
         let token_seen = config.token_source.path().and_then(version);
         Ok(Self {
             config,
@@ -299,6 +306,8 @@ impl SlowPath {
             from_workers,
             worker: Some(worker),
             network,
+            names,
+            resolved,
             configured: mpsc::unbounded_channel(),
             checks: mpsc::unbounded_channel(),
             token_seen,
@@ -335,6 +344,9 @@ impl SlowPath {
                         return ExitStatus::Failure;
                     }
                     self.take(&mut batch);
+                }
+                Some(answer) = self.resolved.recv() => {
+                    self.core.resolved(Instant::now(), &answer.name, &answer.resolved);
                 }
                 Some(done) = self.configured.1.recv() => self.configuration_done(done),
                 Some(found) = self.checks.1.recv() => {
@@ -428,6 +440,7 @@ impl SlowPath {
         while let Some(command) = self.core.poll_command() {
             match command {
                 Command::Configure(interface) => self.configure(interface, Duration::ZERO),
+                Command::Resolve(name) => self.names.resolve(name),
             }
         }
     }
@@ -468,6 +481,8 @@ impl SlowPath {
                 tracing::info!(?addresses, "Device configured");
                 self.around.device.addresses = addresses;
                 self.around.device.error = None;
+                let Interface { ipv4, ipv6 } = done.wanted;
+                self.names.listen([ipv4.into(), ipv6.into()], DNS_PORT);
             }
             Err(error) => {
                 tracing::error!(%error, "Device not configured; trying again");
@@ -504,6 +519,7 @@ impl SlowPath {
             return;
         }
         self.around.portal = self.portal.status();
+        self.around.dns = self.names.forwarded();
         let status =
             Arc::new(
                 self.publisher
@@ -537,6 +553,7 @@ impl SlowPath {
 
     fn publish(&mut self) {
         self.around.portal = self.portal.status();
+        self.around.dns = self.names.forwarded();
         self.publisher
             .publish(&self.around, Some(&self.core), &self.counters);
     }

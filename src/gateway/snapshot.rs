@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use super::core::{Core, NO_CONNECTION, unix_seconds};
-use crate::access::DropReason;
 use crate::admin::model::{
-    DeviceStatus, HandshakeStatus, HostFinding, PortalStatus, SCHEMA, Status,
+    DeviceStatus, DnsStatus, HandshakeStatus, HostFinding, PortalStatus, SCHEMA, Status,
 };
-use crate::datapath::worker::Counters;
+use crate::datapath::counters::Counters;
+use crate::dns::Forwarded;
 
 /// What does not change while the process runs.
 #[derive(Debug, Clone)]
@@ -33,6 +33,8 @@ pub struct Surroundings {
     pub device: DeviceStatus,
     /// What the preflight found.
     pub host: Vec<HostFinding>,
+    /// The DNS service on the tunnel addresses.
+    pub dns: Forwarded,
 }
 
 /// Builds the document; with everything that is known if `complete`, else with what is cheap enough
@@ -48,12 +50,10 @@ pub fn build(
 ) -> Status {
     let clients = core.map_or_else(Vec::new, |c| c.client_statuses(now, wall, complete));
     let mut dropped = BTreeMap::new();
-    for reason in DropReason::ALL.iter().copied() {
-        let count: u64 = counters.iter().map(|c| c.dropped(reason)).sum();
-        if count > 0 {
-            dropped.insert(reason.as_str().to_owned(), count);
-        }
+    for (reason, count) in counters.iter().flat_map(|c| c.all()) {
+        *dropped.entry(reason.as_str().to_owned()).or_default() += count;
     }
+    let dns = around.dns;
     Status {
         schema: SCHEMA,
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -69,6 +69,13 @@ pub fn build(
         device: around.device.clone(),
         host: around.host.clone(),
         handshakes: core.map_or_else(HandshakeStatus::default, Core::handshakes),
+        flows: core.map_or(0, Core::flow_count),
+        dns: DnsStatus {
+            answered: dns.answered,
+            failed: dns.failed,
+            limited: dns.limited,
+            ignored: dns.ignored,
+        },
         dropped,
     }
 }

@@ -42,15 +42,39 @@ pub fn unreachable(original: &[u8], out: &mut [u8]) -> Option<usize> {
     reply(original, codes, out)
 }
 
+/// Writes "fragmentation needed" (type 3 code 4, RFC 1191 §4), or for IPv6 "packet too big" (type 2,
+/// RFC 4443 §3.2), with the longest packet that goes through, in answer to `original` into `out`.
+///
+/// `original` may be longer than [`MAX_PACKET`]; it is not answered if its sender allows that it
+/// be cut into fragments. Otherwise as [`prohibited`].
+pub fn too_big(original: &[u8], mtu: u16, out: &mut [u8]) -> Option<usize> {
+    const DONT_FRAGMENT: u8 = 0x40;
+
+    let meta = Meta::parse_up_to(original, usize::from(u16::MAX)).ok()?;
+    if meta.is_ipv4() && original.get(6)? & DONT_FRAGMENT == 0 {
+        return None;
+    }
+    let codes = Codes {
+        v4: (3, 4),
+        v6: (2, 0),
+    };
+    answer(original, &meta, codes, u32::from(mtu), out)
+}
+
 fn reply(original: &[u8], codes: Codes, out: &mut [u8]) -> Option<usize> {
     let meta = Meta::parse(original).ok()?;
+    answer(original, &meta, codes, 0, out)
+}
+
+/// `rest` is what the second word of the ICMP header holds.
+fn answer(original: &[u8], meta: &Meta, codes: Codes, rest: u32, out: &mut [u8]) -> Option<usize> {
     // RFC 1122 §3.2.2 and RFC 4443 §2.4 (e): no errors about errors, nothing towards many hosts.
     if meta.is_icmp_error() || !is_single_host(meta.src) || !is_single_host(meta.dst) {
         return None;
     }
     match (meta.src, meta.dst) {
-        (IpAddr::V4(src), IpAddr::V4(dst)) => reply_v4(original, dst, src, codes.v4, out),
-        (IpAddr::V6(_), IpAddr::V6(_)) => reply_v6(original, &meta, codes.v6, out),
+        (IpAddr::V4(src), IpAddr::V4(dst)) => reply_v4(original, (dst, src), codes.v4, rest, out),
+        (IpAddr::V6(_), IpAddr::V6(_)) => reply_v6(original, meta, codes.v6, rest, out),
         _ => None,
     }
 }
@@ -63,9 +87,9 @@ fn is_single_host(address: IpAddr) -> bool {
 
 fn reply_v4(
     original: &[u8],
-    src: Ipv4Addr,
-    dst: Ipv4Addr,
+    (src, dst): (Ipv4Addr, Ipv4Addr),
     (kind, code): (u8, u8),
+    rest: u32,
     out: &mut [u8],
 ) -> Option<usize> {
     let header_len = usize::from(original.first()? & 0x0F) * 4;
@@ -86,13 +110,20 @@ fn reply_v4(
 
     out[20] = kind;
     out[21] = code;
+    out[24..28].copy_from_slice(&rest.to_be_bytes());
     out[28..].copy_from_slice(embedded);
     let sum = checksum::of(&out[20..]);
     out[22..24].copy_from_slice(&sum.to_be_bytes());
     Some(len)
 }
 
-fn reply_v6(original: &[u8], meta: &Meta, (kind, code): (u8, u8), out: &mut [u8]) -> Option<usize> {
+fn reply_v6(
+    original: &[u8],
+    meta: &Meta,
+    (kind, code): (u8, u8),
+    rest: u32,
+    out: &mut [u8],
+) -> Option<usize> {
     let embedded = &original[..original.len().min(MAX_REPLY - 48)];
     let len = 48 + embedded.len();
     let out = out.get_mut(..len)?;
@@ -108,6 +139,7 @@ fn reply_v6(original: &[u8], meta: &Meta, (kind, code): (u8, u8), out: &mut [u8]
 
     out[40] = kind;
     out[41] = code;
+    out[44..48].copy_from_slice(&rest.to_be_bytes());
     out[48..].copy_from_slice(embedded);
     let sum = Sum::new()
         .pseudo_header(meta.dst, meta.src, protocol::ICMPV6, payload_len)

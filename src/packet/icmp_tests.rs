@@ -224,3 +224,36 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_packet_that_is_too_big_is_answered_with_the_size_that_fits() {
+    let (client, resource) = ([100, 64, 0, 1], [10, 0, 0, 1]);
+    let mut original = udp4(client, resource, 1, 2, &[7; 1300]);
+    original[6] = 0x40;
+    let mut out = [0; MAX_REPLY];
+    let len = too_big(&original, 1280, &mut out).unwrap();
+    let reply = &out[..len];
+    assert_eq!(reply.len(), 20 + 8 + 28);
+    assert_eq!((reply[20], reply[21]), (3, 4));
+    assert_eq!(reply[24..28], [0, 0, 5, 0]);
+    assert_eq!(reply[28..], original[..28]);
+    let meta = Meta::parse(reply).unwrap();
+    assert!(meta.is_icmp_error_for_dst());
+    assert_eq!((meta.src, meta.dst), (resource.into(), client.into()));
+    assert_eq!(checksum::of(&reply[..20]), 0);
+    assert_eq!(checksum::of(&reply[20..]), 0);
+
+    original[6] = 0;
+    assert_eq!(too_big(&original, 1280, &mut out), None, "may be cut");
+
+    let original = udp6("fd00:2021:1111::1", "fd12::1", 1, 2, &[7; 1300]);
+    let len = too_big(&original, 1280, &mut out).unwrap();
+    let reply = &out[..len];
+    assert_eq!(reply.len(), MAX_PACKET);
+    assert_eq!((reply[40], reply[41]), (2, 0));
+    assert_eq!(reply[44..48], [0, 0, 5, 0]);
+    assert!(Meta::parse(reply).unwrap().is_icmp_error_for_dst());
+
+    let error = icmp4(client, resource, 3, 1, [0; 4], &[7; 1400]);
+    assert_eq!(too_big(&error, 1280, &mut out), None, "about an error");
+}

@@ -4,6 +4,7 @@
 
 pub mod client;
 pub mod collector;
+pub mod names;
 pub mod netns;
 pub mod portal;
 pub mod scenario;

@@ -74,6 +74,18 @@ impl Net {
         )
     }
 
+    /// Gives a host a file of its own in `/etc`, as `ip netns exec` has it; before anything starts
+    /// there. Written again, it changes for those who run already.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn etc(&self, host: &str, file: &str, content: &str) -> Result<()> {
+        let dir = etc_dir(&self.ns(host));
+        std::fs::create_dir_all(&dir)?;
+        // In place: a mount shows the file that was there, not one that has taken its name.
+        Ok(std::fs::write(dir.join(file), content)?)
+    }
+
     /// Connects two hosts; each end gets a name and addresses (with prefix length).
     ///
     /// # Errors
@@ -305,14 +317,18 @@ impl Drop for Net {
             let _ = child.wait();
         }
         for host in &self.hosts {
-            let _ = Command::new("ip")
-                .args(["netns", "del", &self.ns(host)])
-                .output();
+            let ns = self.ns(host);
+            let _ = Command::new("ip").args(["netns", "del", &ns]).output();
+            let _ = std::fs::remove_dir_all(etc_dir(&ns));
         }
         if !std::thread::panicking() {
             let _ = std::fs::remove_dir_all(&self.dir);
         }
     }
+}
+
+fn etc_dir(ns: &str) -> PathBuf {
+    Path::new("/etc/netns").join(ns)
 }
 
 fn run(command: &mut Command) -> Result<()> {

@@ -46,6 +46,12 @@ pub const GATEWAY_V6: &str = "fd99::1";
 pub const GATEWAY_TOKEN: &str = ".lab-gateway-token-000000";
 /// Resource id of the IPv4 network.
 pub const NETWORK_V4_ID: &str = "5b5b5b5b-0000-4000-8000-000000000001";
+/// Resource id of the name `web.lab.example`: TCP port 80 and ICMP.
+pub const WEB_ID: &str = "5b5b5b5b-0000-4000-8000-000000000004";
+/// Resource id of the names `**.corp.example`: everything.
+pub const CORP_ID: &str = "5b5b5b5b-0000-4000-8000-000000000006";
+/// Resource id of the internet.
+pub const INTERNET_ID: &str = "5b5b5b5b-0000-4000-8000-000000000007";
 /// Resource id of the IPv6 network.
 pub const NETWORK_V6_ID: &str = "5b5b5b5b-0000-4000-8000-000000000002";
 
@@ -70,6 +76,18 @@ resources:
     name: Filtered
     address: 10.98.0.2/32
     filters: [{protocol: tcp, ports: [80]}]
+  - id: 5b5b5b5b-0000-4000-8000-000000000004
+    type: dns
+    name: Web
+    address: web.lab.example
+    filters: [{protocol: tcp, ports: [80]}, {protocol: icmp}]
+  - id: 5b5b5b5b-0000-4000-8000-000000000005
+    type: dns
+    name: Api
+    address: api.lab.example
+    filters: [{protocol: tcp, ports: [8080]}]
+  - {id: 5b5b5b5b-0000-4000-8000-000000000006, type: dns, name: Corp, address: "**.corp.example"}
+  - {id: 5b5b5b5b-0000-4000-8000-000000000007, type: internet}
 relays:
   - {id: 5d5d5d5d-0000-4000-8000-000000000001, v4: "203.0.113.1:3478", secret: lab-relay-secret, realm: firezone}
 dns: {}
@@ -421,6 +439,38 @@ impl Lab {
         }
         self.lab("lab-collector", "internet", &["--listen", "[::]:4318"], &[])?;
         self.lab("lab-web", "resource", &[], &[])
+    }
+
+    /// Starts one more web server on the resource.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_web(&mut self, name: &str, args: &[&str]) -> Result<()> {
+        self.start_web_on("resource", name, args)
+    }
+
+    /// Starts a web server on any host.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_web_on(&mut self, host: &str, name: &str, args: &[&str]) -> Result<()> {
+        let program = self.bins.join("lab-web");
+        self.net.start(name, host, &program, args, &[])
+    }
+
+    /// Lets the client ask for access to a resource, also if it believes to have it.
+    ///
+    /// # Errors
+    /// When the client does not know it.
+    pub fn connect(&self, resource: &str) -> Result<()> {
+        let body = serde_json::json!({ "resource_id": resource, "again": true });
+        self.net.sh(
+            "client",
+            &format!(
+                "curl -sS -f -X POST -H 'content-type: application/json' -d '{body}' \
+                 http://127.0.0.1:8083/connect"
+            ),
+        )
     }
 
     /// Starts the gateway with the lab's settings and `env` on top.

@@ -30,7 +30,15 @@ impl Download {
     /// # Errors
     /// When `curl` cannot be started.
     pub fn start(lab: &Lab, bytes: u64, rate: &str) -> Result<Self> {
-        let url = format!("http://{RESOURCE_V4}/bytes/{bytes}");
+        Self::start_from(lab, RESOURCE_V4, bytes, rate)
+    }
+
+    /// Begins it at another host.
+    ///
+    /// # Errors
+    /// When `curl` cannot be started.
+    pub fn start_from(lab: &Lab, host: &str, bytes: u64, rate: &str) -> Result<Self> {
+        let url = format!("{}bytes/{bytes}", page(host));
         let options = ["-sSf", "--limit-rate", rate, "-o", "/dev/null"];
         let report = ["-w", "%{size_download}", &url];
         let curl = spawn(lab, "curl", &[&options[..], &report[..]].concat())?;
@@ -43,6 +51,12 @@ impl Download {
     /// When that cannot be known.
     pub fn goes_on(&mut self) -> Result<bool> {
         Ok(self.curl.try_wait()?.is_none())
+    }
+
+    /// Ends it.
+    pub fn give_up(mut self) {
+        let _ = self.curl.kill();
+        let _ = self.curl.wait();
     }
 
     /// Waits for its end: every byte has come, over one connection.

@@ -18,6 +18,9 @@ use super::io::{Command, CoreHandle};
 #[derive(Debug, Deserialize)]
 struct ConnectRequest {
     resource_id: Uuid,
+    /// Ask also if there is access already, as far as this side knows.
+    #[serde(default)]
+    again: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -31,7 +34,7 @@ struct ResolveAnswer {
     proxy_ips: Vec<IpAddr>,
 }
 
-/// `GET /status`, `POST /connect {resource_id}`, `POST /disconnect`, `POST /resolve {domain}`.
+/// `GET /status`, `POST /connect {resource_id, again}`, `POST /disconnect`, `POST /resolve {domain}`.
 pub fn router(core: CoreHandle) -> Router {
     Router::new()
         .route("/status", get(status))
@@ -61,7 +64,12 @@ async fn connect(
     State(core): State<CoreHandle>,
     Json(request): Json<ConnectRequest>,
 ) -> Result<Response, Response> {
-    let outcome = ask(&core, |reply| Command::Connect(request.resource_id, reply)).await?;
+    let outcome = ask(&core, |reply| Command::Connect {
+        resource: request.resource_id,
+        again: request.again,
+        reply,
+    })
+    .await?;
     let code = match outcome {
         ConnectOutcome::UnknownResource => StatusCode::NOT_FOUND,
         ConnectOutcome::Connected => StatusCode::OK,

@@ -548,12 +548,13 @@ impl Core {
         ConnectOutcome::Requested
     }
 
-    /// Asks for access without waiting for a packet.
-    pub fn connect(&mut self, now: Instant, resource: Uuid) -> ConnectOutcome {
+    /// Asks for access without waiting for a packet; `again` also if there is access already, as
+    /// far as this side knows.
+    pub fn connect(&mut self, now: Instant, resource: Uuid, again: bool) -> ConnectOutcome {
         if !self.resources.contains_key(&resource) {
             return ConnectOutcome::UnknownResource;
         }
-        if self.by_resource.contains_key(&resource) {
+        if !again && self.by_resource.contains_key(&resource) {
             return ConnectOutcome::Connected;
         }
         self.request(now, resource)
@@ -562,7 +563,7 @@ impl Core {
     /// The gateway may not be online yet when this client starts: keep asking.
     fn request_wanted(&mut self, now: Instant) {
         for id in self.wanted.clone() {
-            self.connect(now, id);
+            self.connect(now, id, false);
         }
     }
 

@@ -45,7 +45,14 @@ pub enum Command {
     /// A local address was learned.
     HostAddress(IpAddr),
     /// `POST /connect`.
-    Connect(Uuid, oneshot::Sender<ConnectOutcome>),
+    Connect {
+        /// Access to what.
+        resource: Uuid,
+        /// Ask also if there is access already.
+        again: bool,
+        /// What came of it.
+        reply: oneshot::Sender<ConnectOutcome>,
+    },
     /// `POST /disconnect`.
     Disconnect(oneshot::Sender<usize>),
     /// `POST /resolve`.
@@ -331,8 +338,12 @@ impl Shell {
                 Command::PortalDown(reason) => self.core.handle_portal_down(reason),
                 Command::Portal(message) => self.core.handle_portal(now, message),
                 Command::HostAddress(ip) => self.core.handle_host_address(now, ip),
-                Command::Connect(resource, reply) => {
-                    let _ = reply.send(self.core.connect(now, resource));
+                Command::Connect {
+                    resource,
+                    again,
+                    reply,
+                } => {
+                    let _ = reply.send(self.core.connect(now, resource, again));
                 }
                 Command::Disconnect(reply) => {
                     let _ = reply.send(self.core.disconnect(now));

@@ -1,0 +1,507 @@
+//! The flows of one client: what lets answers back in, and what translates those of DNS resources
+//! (data-path spec §5.6, §6.5; RFC 3022, RFC 4787, RFC 5382).
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use super::ranges;
+use super::verdict::DropReason;
+use crate::packet::translate::Embedded;
+use crate::packet::{FlowHash, Meta, TcpFlags, protocol};
+
+/// Most flows of one client.
+pub const MAX_FLOWS: usize = 16_384;
+/// Most flows of all clients together.
+pub const MAX_FLOWS_TOTAL: usize = 1 << 20;
+/// Flows that a client gets even when the total is used up, so that others cannot lock it out.
+pub const ASSURED_FLOWS: usize = 64;
+
+/// An idle TCP connection is forgotten after this (RFC 5382 REQ-5, data-path spec §9).
+const TCP_IDLE: Duration = Duration::from_secs(7440);
+/// UDP and ICMP (RFC 4787 REQ-5, data-path spec §9).
+const DATAGRAM_IDLE: Duration = Duration::from_secs(120);
+/// Any other protocol; as Linux's connection tracking has it.
+const OTHER_IDLE: Duration = Duration::from_secs(600);
+/// A flow that was never answered, since its last packet from the client (data-path spec §9).
+const UNANSWERED: Duration = Duration::from_secs(60);
+/// The same when the client has used up most of its flows: a scan must not stop the rest.
+const UNANSWERED_UNDER_PRESSURE: Duration = Duration::from_secs(5);
+/// After FIN both ways or RST either way, since the last packet: late segments still pass.
+const CLOSED: Duration = Duration::from_secs(5);
+/// A full table is looked through at most this often: it costs a walk over all flows.
+const FULL_PURGE_PAUSE: Duration = Duration::from_secs(1);
+
+/// Time since the start of the process's tables, in units of [`Tick::UNIT`]. Lasts for 13 years.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Tick(u32);
+
+impl Tick {
+    const UNIT: Duration = Duration::from_millis(100);
+
+    /// The tick of `now` on a clock that started at `epoch`.
+    #[inline]
+    pub fn new(epoch: Instant, now: Instant) -> Self {
+        let elapsed = now.saturating_duration_since(epoch).as_millis() / Self::UNIT.as_millis();
+        Self(elapsed as u32)
+    }
+
+    const fn of(duration: Duration) -> u32 {
+        (duration.as_millis() / Self::UNIT.as_millis()) as u32
+    }
+}
+
+/// What tells flows of one client apart, seen from one side of the translation. The client's own
+/// address is not part of it: it has one per family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Key {
+    remote: IpAddr,
+    kind: Kind,
+    /// The client's port, or the identifier of an ICMP echo.
+    local_port: u16,
+    remote_port: u16,
+}
+
+/// Protocol, with pings told apart from other ICMP, which has no identifier to go by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Kind {
+    protocol: u8,
+    echo: bool,
+}
+
+impl Key {
+    fn outbound(meta: &Meta) -> Self {
+        let echo = meta.is_icmp_echo_request();
+        let ports = has_ports(meta.protocol);
+        Self {
+            remote: meta.dst,
+            kind: Kind {
+                protocol: meta.protocol,
+                echo,
+            },
+            local_port: if echo || ports { meta.src_port } else { 0 },
+            remote_port: if ports { meta.dst_port } else { 0 },
+        }
+    }
+
+    fn inbound(meta: &Meta) -> Self {
+        let echo = meta.is_icmp_echo_reply();
+        let ports = has_ports(meta.protocol);
+        Self {
+            remote: meta.src,
+            kind: Kind {
+                protocol: meta.protocol,
+                echo,
+            },
+            local_port: if echo || ports { meta.dst_port } else { 0 },
+            remote_port: if ports { meta.src_port } else { 0 },
+        }
+    }
+
+    /// Of the packet that an ICMP error is about, which went out.
+    fn about(embedded: &Embedded) -> Self {
+        Self {
+            remote: embedded.dst,
+            kind: Kind {
+                protocol: embedded.protocol,
+                echo: embedded.is_echo_request,
+            },
+            local_port: embedded.src_port,
+            remote_port: embedded.dst_port,
+        }
+    }
+
+    /// Whether a port can be replaced, so that two flows to the same place can be told apart.
+    fn is_translatable(&self) -> bool {
+        self.kind.echo || has_ports(self.kind.protocol)
+    }
+}
+
+fn has_ports(protocol: u8) -> bool {
+    matches!(protocol, protocol::TCP | protocol::UDP)
+}
+
+/// One flow. Workers hold it along with their remembered verdicts, and note in it what passes.
+#[derive(Debug)]
+pub struct Flow {
+    /// As the client sees it.
+    inside: Key,
+    /// As the resource sees it; the same as `inside` unless translated.
+    outside: Key,
+    state: AtomicU8,
+    last_out: AtomicU32,
+    last_in: AtomicU32,
+}
+
+/// Bits of [`Flow::state`].
+const ANSWERED: u8 = 1 << 0;
+const FIN_OUT: u8 = 1 << 1;
+const FIN_IN: u8 = 1 << 2;
+const RESET: u8 = 1 << 3;
+/// Not in the table any more.
+const GONE: u8 = 1 << 4;
+
+impl Flow {
+    fn new(inside: Key, outside: Key, tick: Tick) -> Self {
+        Self {
+            inside,
+            outside,
+            state: AtomicU8::new(0),
+            last_out: AtomicU32::new(tick.0),
+            last_in: AtomicU32::new(tick.0),
+        }
+    }
+
+    /// The other end as the client addresses it: for DNS resources, the proxy address.
+    pub fn remote(&self) -> IpAddr {
+        self.inside.remote
+    }
+
+    /// The port of the other end; 0 for protocols without.
+    pub fn remote_port(&self) -> u16 {
+        self.inside.remote_port
+    }
+
+    /// The client's port, or the identifier of its echo requests.
+    pub fn local_port(&self) -> u16 {
+        self.inside.local_port
+    }
+
+    /// Where the other end really is.
+    pub fn outside(&self) -> IpAddr {
+        self.outside.remote
+    }
+
+    /// The client's port, or echo identifier, as the other end sees it.
+    pub fn outside_port(&self) -> u16 {
+        self.outside.local_port
+    }
+
+    /// Whether packets must be rewritten.
+    #[inline]
+    pub fn is_translated(&self) -> bool {
+        self.inside.remote != self.outside.remote
+    }
+
+    /// Notes a packet from the client.
+    #[inline]
+    pub fn note_out(&self, tick: Tick, flags: TcpFlags) {
+        store_if_changed(&self.last_out, tick.0);
+        self.note_end(flags, FIN_OUT);
+    }
+
+    /// Notes a packet to the client.
+    #[inline]
+    pub fn note_in(&self, tick: Tick, flags: TcpFlags) {
+        store_if_changed(&self.last_in, tick.0);
+        if self.state.load(Ordering::Relaxed) & ANSWERED == 0 {
+            self.state.fetch_or(ANSWERED, Ordering::Relaxed);
+        }
+        self.note_end(flags, FIN_IN);
+    }
+
+    #[inline]
+    fn note_end(&self, flags: TcpFlags, fin: u8) {
+        if flags.is_reset() {
+            self.state.fetch_or(RESET, Ordering::Relaxed);
+        } else if flags.is_closing() {
+            self.state.fetch_or(fin, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether the flow has ended: its table has dropped it, or nothing has passed for too long.
+    #[inline]
+    pub fn is_over(&self, tick: Tick) -> bool {
+        self.is_over_with(tick, UNANSWERED)
+    }
+
+    fn is_over_with(&self, tick: Tick, unanswered: Duration) -> bool {
+        let state = self.state.load(Ordering::Relaxed);
+        if state & GONE != 0 {
+            return true;
+        }
+        let out = self.last_out.load(Ordering::Relaxed);
+        let last = out.max(self.last_in.load(Ordering::Relaxed));
+        let (since, limit) = if is_closed(state) {
+            (last, CLOSED)
+        } else if state & ANSWERED == 0 {
+            (out, unanswered)
+        } else {
+            let idle = match self.inside.kind.protocol {
+                protocol::TCP => TCP_IDLE,
+                protocol::UDP | protocol::ICMP | protocol::ICMPV6 => DATAGRAM_IDLE,
+                _ => OTHER_IDLE,
+            };
+            (last, idle)
+        };
+        tick.0.saturating_sub(since) >= Tick::of(limit)
+    }
+
+    /// Whether a connection attempt with the same ports is a new connection rather than a repeated
+    /// attempt.
+    #[inline]
+    pub fn is_succeeded_by(&self, flags: TcpFlags) -> bool {
+        flags.is_opening() && self.state.load(Ordering::Relaxed) & (FIN_OUT | FIN_IN | RESET) != 0
+    }
+}
+
+fn is_closed(state: u8) -> bool {
+    state & RESET != 0 || state & (FIN_OUT | FIN_IN) == FIN_OUT | FIN_IN
+}
+
+/// A store makes other cores reload the line; most packets come within the same tick.
+#[inline]
+fn store_if_changed(cell: &AtomicU32, value: u32) {
+    if cell.load(Ordering::Relaxed) != value {
+        cell.store(value, Ordering::Relaxed);
+    }
+}
+
+/// Number of flows of all clients together.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Total(Arc<AtomicUsize>);
+
+impl Total {
+    pub(super) fn get(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// The flows of one client.
+#[derive(Debug)]
+pub(super) struct Flows {
+    /// Every flow, by how the resource sees it.
+    by_outside: HashMap<Key, Arc<Flow>, FlowHash>,
+    /// Translated flows, by how the client sees them.
+    by_inside: HashMap<Key, Arc<Flow>, FlowHash>,
+    total: Total,
+    last_full_purge: Option<Tick>,
+    /// Changes with each probe for a free port.
+    probe: u32,
+}
+
+impl Flows {
+    pub(super) fn new(total: Total) -> Self {
+        Self {
+            by_outside: HashMap::default(),
+            by_inside: HashMap::default(),
+            total,
+            last_full_purge: None,
+            probe: 0,
+        }
+    }
+
+    /// The flow of a packet from the client; a new one if there is none. `resolve` says what a proxy
+    /// address stands for.
+    ///
+    /// # Errors
+    /// [`DropReason::NotTranslated`] if it stands for nothing,
+    /// [`DropReason::NatUnsupportedProtocol`], [`DropReason::NatExhausted`] or
+    /// [`DropReason::FlowLimit`].
+    pub(super) fn open(
+        &mut self,
+        meta: &Meta,
+        tick: Tick,
+        resolve: impl FnOnce(IpAddr) -> Option<IpAddr>,
+    ) -> Result<Arc<Flow>, DropReason> {
+        let inside = Key::outbound(meta);
+        let is_proxy = ranges::is_proxy(inside.remote);
+        let known = if is_proxy {
+            self.by_inside.get(&inside)
+        } else {
+            // One with the same outside may be the translation of another.
+            self.by_outside.get(&inside).filter(|f| !f.is_translated())
+        };
+        if let Some(flow) = known {
+            if !flow.is_over(tick) && !flow.is_succeeded_by(meta.tcp_flags) {
+                return Ok(Arc::clone(flow));
+            }
+            let flow = Arc::clone(flow);
+            self.remove(&flow);
+        }
+        let mut outside = inside;
+        if is_proxy {
+            if !inside.is_translatable() {
+                return Err(DropReason::NatUnsupportedProtocol);
+            }
+            outside.remote = resolve(inside.remote).ok_or(DropReason::NotTranslated)?;
+        }
+        self.make_room(tick)?;
+        if is_proxy {
+            outside.local_port = self
+                .free_port(outside, tick)
+                .ok_or(DropReason::NatExhausted)?;
+        } else if let Some(translated) = self.by_outside.get(&outside).cloned() {
+            // The client reaches the same place by its real address, too, from the same port. It
+            // can only do so with two sockets; the untranslated one cannot be moved.
+            self.remove(&translated);
+        }
+        let flow = Arc::new(Flow::new(inside, outside, tick));
+        self.by_outside.insert(outside, Arc::clone(&flow));
+        if is_proxy {
+            self.by_inside.insert(inside, Arc::clone(&flow));
+        }
+        self.total.0.fetch_add(1, Ordering::Relaxed);
+        Ok(flow)
+    }
+
+    /// The client's port as the resource is to see it: its own if no other flow to the same place
+    /// has it, else one near by, else any.
+    fn free_port(&mut self, mut outside: Key, tick: Tick) -> Option<u16> {
+        /// With at most [`MAX_FLOWS`] of 65535 ports taken, a probe misses with a probability of
+        /// one quarter.
+        const NEAR: u16 = 32;
+        const ANYWHERE: u32 = 64;
+
+        let first = outside.local_port;
+        for n in 0..NEAR {
+            // After the last port comes 1: 0 is no port.
+            outside.local_port = match first.checked_add(n) {
+                Some(port) => port,
+                None => first.wrapping_add(n).wrapping_add(1),
+            };
+            if self.is_free(&outside, tick) {
+                return Some(outside.local_port);
+            }
+        }
+        for _ in 0..ANYWHERE {
+            // Knuth's multiplicative hash walks through all values without a pattern.
+            self.probe = self.probe.wrapping_add(1);
+            let port = (self.probe.wrapping_mul(2_654_435_769) >> 16) as u16;
+            outside.local_port = port.max(1);
+            if self.is_free(&outside, tick) {
+                return Some(outside.local_port);
+            }
+        }
+        None
+    }
+
+    fn is_free(&mut self, outside: &Key, tick: Tick) -> bool {
+        let Some(flow) = self.by_outside.get(outside).cloned() else {
+            return true;
+        };
+        let over = flow.is_over(tick);
+        if over {
+            self.remove(&flow);
+        }
+        over
+    }
+
+    fn make_room(&mut self, tick: Tick) -> Result<(), DropReason> {
+        if self.has_room() {
+            return Ok(());
+        }
+        let lately = self
+            .last_full_purge
+            .is_some_and(|last| tick.0.saturating_sub(last.0) < Tick::of(FULL_PURGE_PAUSE));
+        if !lately {
+            self.last_full_purge = Some(tick);
+            self.purge(tick);
+        }
+        if self.has_room() {
+            Ok(())
+        } else {
+            Err(DropReason::FlowLimit)
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        self.len() < ASSURED_FLOWS || (self.len() < MAX_FLOWS && self.total.get() < MAX_FLOWS_TOTAL)
+    }
+
+    /// The flow that a packet to the client belongs to.
+    pub(super) fn answered_by(&mut self, meta: &Meta, tick: Tick) -> Option<Arc<Flow>> {
+        // A ping is a question, even where other ICMP goes by the address alone.
+        if meta.is_icmp_echo_request() {
+            return None;
+        }
+        self.find(&Key::inbound(meta), tick)
+    }
+
+    /// The flow of the packet that an ICMP error is about.
+    pub(super) fn about(&mut self, embedded: &Embedded, tick: Tick) -> Option<Arc<Flow>> {
+        self.find(&Key::about(embedded), tick)
+    }
+
+    fn find(&mut self, outside: &Key, tick: Tick) -> Option<Arc<Flow>> {
+        let flow = Arc::clone(self.by_outside.get(outside)?);
+        if flow.is_over(tick) {
+            self.remove(&flow);
+            return None;
+        }
+        Some(flow)
+    }
+
+    fn remove(&mut self, flow: &Arc<Flow>) {
+        flow.state.fetch_or(GONE, Ordering::Relaxed);
+        if self.by_outside.remove(&flow.outside).is_some() {
+            self.total.0.fetch_sub(1, Ordering::Relaxed);
+        }
+        if flow.is_translated() {
+            self.by_inside.remove(&flow.inside);
+        }
+    }
+
+    /// Drops the flows that are over.
+    pub(super) fn purge(&mut self, tick: Tick) {
+        let crowded =
+            self.len() >= MAX_FLOWS / 4 * 3 || self.total.get() >= MAX_FLOWS_TOTAL / 4 * 3;
+        let unanswered = if crowded {
+            UNANSWERED_UNDER_PRESSURE
+        } else {
+            UNANSWERED
+        };
+        self.drop_those(|flow| flow.is_over_with(tick, unanswered));
+    }
+
+    /// Drops the translated flows: what their addresses stand for has changed.
+    pub(super) fn clear_translated(&mut self) {
+        self.drop_those(Flow::is_translated);
+    }
+
+    /// Drops the translated flows to addresses that stand for nothing any more. The client may give
+    /// such an address to another name, which must not lead to where the old one did.
+    pub(super) fn retain_translated(&mut self, is_known: impl Fn(IpAddr) -> bool) {
+        self.drop_those(|flow| flow.is_translated() && !is_known(flow.remote()));
+    }
+
+    fn drop_those(&mut self, over: impl Fn(&Flow) -> bool) {
+        let before = self.len();
+        self.by_outside.retain(|_, flow| {
+            let over = over(flow);
+            if over {
+                flow.state.fetch_or(GONE, Ordering::Relaxed);
+            }
+            !over
+        });
+        self.by_inside
+            .retain(|_, flow| flow.state.load(Ordering::Relaxed) & GONE == 0);
+        self.total
+            .0
+            .fetch_sub(before - self.len(), Ordering::Relaxed);
+        // A table that was large once is not kept so.
+        if self.by_outside.capacity() > 4 * self.by_outside.len().max(16) {
+            self.by_outside.shrink_to_fit();
+            self.by_inside.shrink_to_fit();
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.by_outside.len()
+    }
+}
+
+impl Drop for Flows {
+    fn drop(&mut self) {
+        for flow in self.by_outside.values() {
+            flow.state.fetch_or(GONE, Ordering::Relaxed);
+        }
+        self.total.0.fetch_sub(self.len(), Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+#[path = "flows_tests.rs"]
+mod tests;
