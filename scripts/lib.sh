@@ -316,6 +316,7 @@ build_images() {
 # ---------------------------------------------------------------- the lab
 
 WEB4=http://10.213.3.80
+WEB_NAME=web.resource.lab
 WEB6='http://[fd00:213:3::80]'
 
 # What runs but was made from older images has to go first: the gateway lives in another
@@ -366,6 +367,23 @@ lab_running() {
 
 # fetch URL: one request through the tunnel, from the client's container.
 fetch() { inside client curl -fsS --connect-timeout 2 --max-time "${2:-4}" "$1"; }
+
+# fetch_by_name NAME 4|6: the same by name. The client is asked as an application's DNS query would
+# ask it: it makes addresses up, which only the gateway can translate.
+fetch_by_name() {
+    local answer address resolve
+    answer=$(inside client curl -fsS --max-time 4 -H 'content-type: application/json' \
+        -d "{\"domain\":\"$1\"}" http://127.0.0.1:8083/resolve) || return 1
+    case $2 in
+        4) address=$(grep -o '"100\.[0-9.]*"' <<<"$answer" | head -n 1) ;;
+        6) address=$(grep -o '"fd00:[0-9a-f:]*"' <<<"$answer" | head -n 1) ;;
+    esac
+    address=${address//\"/}
+    [ -n "$address" ] || return 1
+    resolve=$1:80:$address
+    [ "$2" = 4 ] || resolve="$1:80:[$address]"
+    inside client curl -fsS --connect-timeout 2 --max-time 4 --resolve "$resolve" "http://$1${3:-/}"
+}
 
 # attempt COMMAND...: runs it in a shell that ends at the first error, and leaves in
 # ATTEMPT how it went. `set -e` has no effect inside a condition, so "if COMMAND" would not do that.

@@ -26,6 +26,7 @@ cases! {
     direct_path_carries_ipv4_and_ipv6,
     resource_sees_the_gateways_own_address,
     relay_carries_ipv4_and_ipv6_when_direct_is_blocked,
+    names_are_translated,
     other_relay_takes_over_when_one_stops,
     iperf_moves_data_both_ways,
     transfer_survives_a_portal_restart,

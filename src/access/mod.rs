@@ -7,6 +7,8 @@
 mod expiry;
 mod filter;
 pub mod flows;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod names;
 mod open_ports;
 mod pattern;

@@ -166,8 +166,6 @@ drop_reasons! {
     NoFlow => "no_flow",
     /// An ICMP error that is not about a packet of the client.
     IcmpErrorNotForClient => "icmp_error_not_for_client",
-    /// Read from the device with a destination outside the tunnel ranges.
-    NotTunnelAddress => "not_tunnel_address",
     /// Read from the device for a tunnel address that no client holds.
     NoPeer => "no_peer",
 
@@ -176,8 +174,6 @@ drop_reasons! {
     NoPolicy => "no_policy",
     /// No WireGuard session is established.
     NoSession => "no_session",
-    /// The session is too old or has sent too much.
-    SessionExpired => "session_expired",
     /// No path to the peer is nominated.
     NoPath => "no_path",
     /// A receiver index that was never given out or is no longer in use.
@@ -196,10 +192,6 @@ drop_reasons! {
     // Queues and devices.
     /// The queue to the slow path is full.
     QueueFull => "queue_full",
-    /// The queue to the TUN device is full.
-    DeviceQueueFull => "device_queue_full",
-    /// The queue to the UDP socket is full.
-    SocketQueueFull => "socket_queue_full",
     /// Writing to the TUN device failed.
     DeviceWriteFailed => "device_write_failed",
     /// Sending on the UDP socket failed.
@@ -257,6 +249,17 @@ mod tests {
             assert!(names.insert(reason.as_str()), "{reason}");
         }
         assert_eq!(names.len(), DropReason::COUNT);
+    }
+
+    #[test]
+    fn every_reason_is_explained() {
+        let page = include_str!("../../docs/access.md");
+        for reason in DropReason::ALL {
+            let name = reason.as_str();
+            let told = page.contains(&format!("`{name}`"))
+                || name.starts_with("malformed_") && page.contains("`malformed_...`");
+            assert!(told, "{name} is not in docs/access.md");
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::counters::Counters;
 use crate::access::ClientPolicy;
 use crate::ids::ClientId;
+use crate::packet::FlowHash;
 
 /// Number of clients that can have a session at once.
 pub const SLOTS: usize = 1 << 14;
@@ -142,6 +143,8 @@ pub struct Peer {
     /// Its packets that went nowhere, both ways.
     pub drops: Counters,
     replies: Mutex<ReplyBudget>,
+    /// What [`PeerTable::set_addresses`] routes to it.
+    addresses: Mutex<Vec<IpAddr>>,
     tunn: Mutex<Tunn>,
     path: ArcSwapOption<Path>,
     policy: ArcSwapOption<ClientPolicy>,
@@ -156,6 +159,7 @@ impl Peer {
             traffic: Traffic::default(),
             drops: Counters::new(),
             replies: Mutex::new(ReplyBudget::default()),
+            addresses: Mutex::default(),
             tunn: Mutex::new(tunn),
             path: ArcSwapOption::empty(),
             policy: ArcSwapOption::empty(),
@@ -197,10 +201,24 @@ impl Peer {
     }
 }
 
+/// Parts of the map by address. A change copies one part, so that with thousands of clients it
+/// stays cheap.
+const SHARDS: usize = 256;
+
+type Shard = ArcSwap<HashMap<IpAddr, Arc<Peer>, FlowHash>>;
+
+/// The part that an address is in. The portal gives addresses away one after the other.
+fn shard_of(address: IpAddr) -> usize {
+    match address {
+        IpAddr::V4(a) => a.to_bits() as usize % SHARDS,
+        IpAddr::V6(a) => a.to_bits() as usize % SHARDS,
+    }
+}
+
 /// All clients, for lookup by session index and by tunnel address.
 pub struct PeerTable {
     slots: Box<[ArcSwapOption<Peer>]>,
-    by_address: ArcSwap<HashMap<IpAddr, Arc<Peer>>>,
+    by_address: Box<[Shard]>,
     relays: ArcSwap<Vec<SocketAddr>>,
 }
 
@@ -209,7 +227,7 @@ impl PeerTable {
     pub fn new() -> Self {
         Self {
             slots: (0..SLOTS).map(|_| ArcSwapOption::empty()).collect(),
-            by_address: ArcSwap::default(),
+            by_address: (0..SHARDS).map(|_| Shard::default()).collect(),
             relays: ArcSwap::default(),
         }
     }
@@ -224,7 +242,8 @@ impl PeerTable {
 
     /// The peer with this tunnel address.
     pub fn by_address(&self, address: IpAddr) -> Option<Arc<Peer>> {
-        self.by_address.load().get(&address).cloned()
+        let shard = self.by_address[shard_of(address)].load();
+        shard.get(&address).cloned()
     }
 
     /// Publishes a peer in the slot of its index.
@@ -238,19 +257,40 @@ impl PeerTable {
         if slot.load().as_ref().is_some_and(|p| Arc::ptr_eq(p, peer)) {
             slot.store(None);
         }
-        self.by_address.rcu(|map| {
-            let mut map = HashMap::clone(map);
-            map.retain(|_, p| !Arc::ptr_eq(p, peer));
-            map
-        });
+        self.set_addresses(peer, &[]);
     }
 
     /// Routes tunnel addresses to a peer, replacing what it or another had there.
     pub fn set_addresses(&self, peer: &Arc<Peer>, addresses: &[IpAddr]) {
-        self.by_address.rcu(|map| {
+        let mut held = peer
+            .addresses
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        for former in held.iter().filter(|former| !addresses.contains(former)) {
+            self.change(*former, |map| {
+                // Somebody else may have been given it since.
+                if map.get(former).is_some_and(|p| Arc::ptr_eq(p, peer)) {
+                    map.remove(former);
+                }
+            });
+        }
+        for &address in addresses {
+            let is_there = self
+                .by_address(address)
+                .is_some_and(|p| Arc::ptr_eq(&p, peer));
+            if !is_there {
+                self.change(address, |map| {
+                    map.insert(address, Arc::clone(peer));
+                });
+            }
+        }
+        *held = addresses.to_vec();
+    }
+
+    fn change(&self, address: IpAddr, change: impl Fn(&mut HashMap<IpAddr, Arc<Peer>, FlowHash>)) {
+        self.by_address[shard_of(address)].rcu(|map| {
             let mut map = HashMap::clone(map);
-            map.retain(|_, p| !Arc::ptr_eq(p, peer));
-            map.extend(addresses.iter().map(|a| (*a, Arc::clone(peer))));
+            change(&mut map);
             map
         });
     }
@@ -340,5 +380,36 @@ mod tests {
         let sent = (0..1000).filter(|_| budget.take(now)).count();
         assert_eq!(sent, REPLIES_PER_SECOND as usize);
         assert!(budget.take(now + Duration::from_secs(1)));
+    }
+
+    fn peer(index: u32) -> Arc<Peer> {
+        let secret = |n: u8| boringtun::x25519::StaticSecret::from([n; 32]);
+        let public = boringtun::x25519::PublicKey::from(&secret(9));
+        let tunn = Tunn::new(secret(1), public, None, None, index, None);
+        let client = ClientId(uuid::Uuid::from_u128(u128::from(index)));
+        Arc::new(Peer::new(index, client, tunn))
+    }
+
+    #[test]
+    fn addresses_lead_to_the_peer_that_was_given_them_last() {
+        let table = PeerTable::new();
+        let (a, b) = (peer(1), peer(2));
+        let addresses: Vec<IpAddr> = ["100.64.0.1", "100.64.1.1", "fd00:2021:1111::1"]
+            .iter()
+            .map(|a| a.parse().unwrap())
+            .collect();
+        let holder = |n: usize| table.by_address(addresses[n]).map(|p| p.index);
+        table.set_addresses(&a, &addresses[..2]);
+        assert_eq!((holder(0), holder(1), holder(2)), (Some(1), Some(1), None));
+        table.set_addresses(&b, &addresses[1..]);
+        assert_eq!(
+            (holder(0), holder(1), holder(2)),
+            (Some(1), Some(2), Some(2))
+        );
+        // What it lost to another is not its to give up.
+        table.set_addresses(&a, &[]);
+        assert_eq!((holder(0), holder(1)), (None, Some(2)));
+        table.remove(&b);
+        assert_eq!((holder(1), holder(2)), (None, None));
     }
 }

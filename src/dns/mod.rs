@@ -5,6 +5,8 @@
 //! much clients ask, neither the slow path nor the workers wait for it.
 
 mod forwarder;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod message;
 mod resolver;
 #[cfg(test)]

@@ -8,6 +8,8 @@ pub mod checksum;
 pub mod control;
 pub mod ecn;
 mod flow;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod icmp;
 mod meta;
 #[cfg(test)]
