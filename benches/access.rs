@@ -92,6 +92,7 @@ fn authorization(client_number: u32, resource_number: u32) -> Ingress {
         gateway_ice_credentials: credentials("g"),
         expires_at: None,
         use_iceless: false,
+        flow_logs_ingest_token: None,
     }))
 }
 

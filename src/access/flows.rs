@@ -2,13 +2,16 @@
 //! (data-path spec §5.6, §6.5; RFC 3022, RFC 4787, RFC 5382).
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use super::account::{Account, FlowEnd, FlowReport, Owner, SILENCE, of_family};
+use super::policy::TunnelAddresses;
 use super::ranges;
 use super::verdict::DropReason;
+use crate::ids::ClientId;
 use crate::packet::translate::Embedded;
 use crate::packet::{FlowHash, Meta, TcpFlags, protocol};
 
@@ -40,6 +43,11 @@ pub struct Tick(u32);
 
 impl Tick {
     const UNIT: Duration = Duration::from_millis(100);
+
+    /// The instant of this tick on a clock that started at `epoch`.
+    fn instant(self, epoch: Instant) -> Instant {
+        epoch + Self::UNIT * self.0
+    }
 
     /// The tick of `now` on a clock that started at `epoch`.
     #[inline]
@@ -131,8 +139,12 @@ pub struct Flow {
     /// As the resource sees it; the same as `inside` unless translated.
     outside: Key,
     state: AtomicU8,
+    /// When it began, or when it was told to have begun anew after a silence.
+    began: AtomicU32,
     last_out: AtomicU32,
     last_in: AtomicU32,
+    /// Only if flow logs want it.
+    account: Option<Box<Account>>,
 }
 
 /// Bits of [`Flow::state`].
@@ -144,11 +156,13 @@ const RESET: u8 = 1 << 3;
 const GONE: u8 = 1 << 4;
 
 impl Flow {
-    fn new(inside: Key, outside: Key, tick: Tick) -> Self {
+    fn new(inside: Key, outside: Key, tick: Tick, account: Option<Box<Account>>) -> Self {
         Self {
             inside,
             outside,
+            account,
             state: AtomicU8::new(0),
+            began: AtomicU32::new(tick.0),
             last_out: AtomicU32::new(tick.0),
             last_in: AtomicU32::new(tick.0),
         }
@@ -192,6 +206,22 @@ impl Flow {
         self.note_end(flags, FIN_OUT);
     }
 
+    /// Counts a packet from the client, if flow logs want it.
+    #[inline]
+    pub fn count_out(&self, meta: &Meta) {
+        if let Some(account) = &self.account {
+            account.count_out(meta);
+        }
+    }
+
+    /// Counts a packet to the client, if flow logs want it.
+    #[inline]
+    pub fn count_in(&self, meta: &Meta) {
+        if let Some(account) = &self.account {
+            account.count_in(meta);
+        }
+    }
+
     /// Notes a packet to the client.
     #[inline]
     pub fn note_in(&self, tick: Tick, flags: TcpFlags) {
@@ -200,6 +230,11 @@ impl Flow {
             self.state.fetch_or(ANSWERED, Ordering::Relaxed);
         }
         self.note_end(flags, FIN_IN);
+    }
+
+    fn last(&self) -> Tick {
+        let out = self.last_out.load(Ordering::Relaxed);
+        Tick(out.max(self.last_in.load(Ordering::Relaxed)))
     }
 
     #[inline]
@@ -277,6 +312,9 @@ pub(super) struct Flows {
     /// Translated flows, by how the client sees them.
     by_inside: HashMap<Key, Arc<Flow>, FlowHash>,
     total: Total,
+    /// Accounted flows that began, and those that ended, since the last [`Self::reports`].
+    fresh: Vec<Arc<Flow>>,
+    ended: Vec<Arc<Flow>>,
     last_full_purge: Option<Tick>,
     /// Changes with each probe for a free port.
     probe: u32,
@@ -288,13 +326,15 @@ impl Flows {
             by_outside: HashMap::default(),
             by_inside: HashMap::default(),
             total,
+            fresh: Vec::new(),
+            ended: Vec::new(),
             last_full_purge: None,
             probe: 0,
         }
     }
 
     /// The flow of a packet from the client; a new one if there is none. `resolve` says what a proxy
-    /// address stands for.
+    /// address stands for. The flow is accounted for to `owner`, if there is one.
     ///
     /// # Errors
     /// [`DropReason::NotTranslated`] if it stands for nothing,
@@ -304,7 +344,8 @@ impl Flows {
         &mut self,
         meta: &Meta,
         tick: Tick,
-        resolve: impl FnOnce(IpAddr) -> Option<IpAddr>,
+        owner: Option<Owner>,
+        resolve: impl FnOnce(IpAddr) -> Option<(IpAddr, Arc<str>)>,
     ) -> Result<Arc<Flow>, DropReason> {
         let inside = Key::outbound(meta);
         let is_proxy = ranges::is_proxy(inside.remote);
@@ -322,11 +363,14 @@ impl Flows {
             self.remove(&flow);
         }
         let mut outside = inside;
+        let mut domain = None;
         if is_proxy {
             if !inside.is_translatable() {
                 return Err(DropReason::NatUnsupportedProtocol);
             }
-            outside.remote = resolve(inside.remote).ok_or(DropReason::NotTranslated)?;
+            let (resolved, name) = resolve(inside.remote).ok_or(DropReason::NotTranslated)?;
+            outside.remote = resolved;
+            domain = Some(name);
         }
         self.make_room(tick)?;
         if is_proxy {
@@ -338,7 +382,12 @@ impl Flows {
             // can only do so with two sockets; the untranslated one cannot be moved.
             self.remove(&translated);
         }
-        let flow = Arc::new(Flow::new(inside, outside, tick));
+        let owner = owner.filter(|_| has_ports(inside.kind.protocol));
+        let account = owner.map(|owner| Box::new(Account::new(owner, domain)));
+        let flow = Arc::new(Flow::new(inside, outside, tick, account));
+        if flow.account.is_some() {
+            self.fresh.push(Arc::clone(&flow));
+        }
         self.by_outside.insert(outside, Arc::clone(&flow));
         if is_proxy {
             self.by_inside.insert(inside, Arc::clone(&flow));
@@ -436,6 +485,9 @@ impl Flows {
 
     fn remove(&mut self, flow: &Arc<Flow>) {
         flow.state.fetch_or(GONE, Ordering::Relaxed);
+        if flow.account.is_some() {
+            self.ended.push(Arc::clone(flow));
+        }
         if self.by_outside.remove(&flow.outside).is_some() {
             self.total.0.fetch_sub(1, Ordering::Relaxed);
         }
@@ -469,10 +521,14 @@ impl Flows {
 
     fn drop_those(&mut self, over: impl Fn(&Flow) -> bool) {
         let before = self.len();
+        let ended = &mut self.ended;
         self.by_outside.retain(|_, flow| {
             let over = over(flow);
             if over {
                 flow.state.fetch_or(GONE, Ordering::Relaxed);
+                if flow.account.is_some() {
+                    ended.push(Arc::clone(flow));
+                }
             }
             !over
         });
@@ -488,8 +544,88 @@ impl Flows {
         }
     }
 
+    /// Drops all flows.
+    pub(super) fn clear(&mut self) {
+        self.drop_those(|_| true);
+    }
+
+    /// What is to be told of flows that began or ended since the last call.
+    pub(super) fn reports(&mut self, teller: &Teller) -> Vec<FlowReport> {
+        let mut reports = Vec::new();
+        for flow in std::mem::take(&mut self.fresh) {
+            teller.tell_beginning(&flow, &mut reports);
+        }
+        for flow in std::mem::take(&mut self.ended) {
+            teller.tell_beginning(&flow, &mut reports);
+            teller.tell_end(&flow, &mut reports);
+        }
+        reports
+    }
+
+    /// The same for flows that fell silent, or speak again after they did. Looks at every flow.
+    pub(super) fn reports_of_silent(&mut self, tick: Tick, teller: &Teller) -> Vec<FlowReport> {
+        let mut reports = Vec::new();
+        for flow in self.by_outside.values().filter(|f| f.account.is_some()) {
+            let last = flow.last();
+            if tick.0.saturating_sub(last.0) < Tick::of(SILENCE) {
+                teller.tell_beginning(flow, &mut reports);
+            } else if teller.tell_end(flow, &mut reports) {
+                // Where the next part begins is known when it does.
+                flow.began.store(u32::MAX, Ordering::Relaxed);
+            }
+        }
+        reports
+    }
+
     pub(super) fn len(&self) -> usize {
         self.by_outside.len()
+    }
+}
+
+/// What reports need to know besides the flow.
+pub(super) struct Teller {
+    pub(super) client: ClientId,
+    pub(super) addresses: TunnelAddresses,
+    pub(super) epoch: Instant,
+}
+
+impl Teller {
+    fn tell_beginning(&self, flow: &Flow, reports: &mut Vec<FlowReport>) {
+        let Some(account) = flow.account.as_deref().filter(|account| account.begins()) else {
+            return;
+        };
+        if flow.began.load(Ordering::Relaxed) == u32::MAX {
+            flow.began
+                .store(flow.last_out.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+        reports.push(self.report(flow, account, None));
+    }
+
+    fn tell_end(&self, flow: &Flow, reports: &mut Vec<FlowReport>) -> bool {
+        let Some(account) = flow.account.as_deref() else {
+            return false;
+        };
+        let Some(counted) = account.ends() else {
+            return false;
+        };
+        let last_packet = flow.last().instant(self.epoch);
+        let end = FlowEnd {
+            last_packet,
+            counted,
+        };
+        reports.push(self.report(flow, account, Some(end)));
+        true
+    }
+
+    fn report(&self, flow: &Flow, account: &Account, end: Option<FlowEnd>) -> FlowReport {
+        let outside = flow.outside;
+        let TunnelAddresses { ipv4, ipv6 } = self.addresses;
+        let own = of_family(ipv4.into(), ipv6.into(), outside.remote);
+        let source = SocketAddr::new(own, outside.local_port);
+        let destination = SocketAddr::new(outside.remote, outside.remote_port);
+        let began = Tick(flow.began.load(Ordering::Relaxed)).instant(self.epoch);
+        let protocol = outside.kind.protocol;
+        account.report(self.client, protocol, (source, destination), began, end)
     }
 }
 

@@ -49,7 +49,9 @@ fn table_with_total(flows: usize) -> (Flows, Total) {
 #[track_caller]
 fn open(flows: &mut Flows, packet: &[u8], tick: Tick) -> Arc<Flow> {
     let nothing_to_resolve = |proxy| panic!("{proxy} is not a proxy address");
-    flows.open(&meta(packet), tick, nothing_to_resolve).unwrap()
+    flows
+        .open(&meta(packet), tick, None, nothing_to_resolve)
+        .unwrap()
 }
 
 /// A packet of the client to a proxy address that stands for `real`.
@@ -60,7 +62,9 @@ fn try_translate(
     tick: Tick,
 ) -> Result<Arc<Flow>, DropReason> {
     let real = real.into();
-    flows.open(&meta(packet), tick, |_| Some(real))
+    flows.open(&meta(packet), tick, None, |_| {
+        Some((real, "a.example".into()))
+    })
 }
 
 #[track_caller]
@@ -109,7 +113,7 @@ fn fill(flows: &mut Flows, count: usize, tick: Tick) {
     let mut packet = meta(&query(HOST, 1000));
     for n in 0..count as u32 {
         packet.dst = Ipv4Addr::from_bits(first + n).into();
-        flows.open(&packet, tick, |_| None).unwrap();
+        flows.open(&packet, tick, None, |_| None).unwrap();
     }
 }
 
@@ -322,7 +326,7 @@ fn protocols_without_ports_cannot_be_translated() {
 #[test]
 fn an_address_that_stands_for_nothing_makes_no_flow() {
     let (mut flows, total) = table();
-    let outcome = flows.open(&meta(&query(PROXY, 1000)), start(), |proxy| {
+    let outcome = flows.open(&meta(&query(PROXY, 1000)), start(), None, |proxy| {
         assert_eq!(proxy, IpAddr::from(PROXY));
         None
     });
@@ -369,7 +373,7 @@ fn a_translated_flow_goes_to_the_real_address_with_the_clients_port() {
         assert_eq!(flow.outside_port(), flow.local_port());
         assert_same(answered(&mut flows, &back, start()), &flow);
         // The next packet finds it again without asking what the address stands for.
-        let again = flows.open(&meta(&out), start(), |_| panic!("was resolved"));
+        let again = flows.open(&meta(&out), start(), None, |_| panic!("was resolved"));
         assert_same(again.ok(), &flow);
     }
     // What comes from the proxy address itself is no answer: nothing is there.
@@ -499,7 +503,11 @@ fn thousands_of_names_for_one_host_are_told_apart_from_one_source_port() {
     let mut ports = HashSet::new();
     for n in 0..MAX_FLOWS as u32 {
         packet.dst = nth_proxy(n).into();
-        let flow = flows.open(&packet, start(), |_| Some(HOST.into())).unwrap();
+        let flow = flows
+            .open(&packet, start(), None, |_| {
+                Some((HOST.into(), "a.example".into()))
+            })
+            .unwrap();
         assert_ne!(flow.outside_port(), 0);
         assert!(ports.insert(flow.outside_port()), "{}", flow.outside_port());
     }
@@ -516,7 +524,7 @@ fn the_search_for_a_port_gives_up_when_almost_none_is_free() {
     };
     for local_port in 0..=u16::MAX {
         let outside = Key { local_port, ..real };
-        let flow = Arc::new(Flow::new(outside, outside, start()));
+        let flow = Arc::new(Flow::new(outside, outside, start(), None));
         flows.by_outside.insert(outside, flow);
     }
     flows.total.0.store(flows.len(), Ordering::Relaxed);
@@ -792,7 +800,7 @@ fn one_client_gets_so_many_flows_and_no_more() {
     fill(&mut flows, MAX_FLOWS - 1, start());
     let last = open(&mut flows, &query(HOST, 1000), start());
     let new = meta(&query(HOST, 1001));
-    let refused = flows.open(&new, start(), |_| None);
+    let refused = flows.open(&new, start(), None, |_| None);
     assert_eq!(refused.unwrap_err(), DropReason::FlowLimit);
     let refused = try_translate(&mut flows, &query(PROXY, 1001), HOST, start());
     assert_eq!(refused.unwrap_err(), DropReason::FlowLimit);
@@ -813,12 +821,14 @@ fn in_a_full_table_unanswered_flows_give_way_after_five_seconds() {
     wanted.note_in(start(), flags(NONE));
     fill(&mut flows, MAX_FLOWS - 1, start());
     let new = meta(&query(HOST, 1001));
-    let refused = flows.open(&new, at(seconds(5) - UNIT), |_| None);
+    let refused = flows.open(&new, at(seconds(5) - UNIT), None, |_| None);
     assert_eq!(refused.unwrap_err(), DropReason::FlowLimit);
     // Looked through a moment ago: not again within a second.
-    let refused = flows.open(&new, at(seconds(6) - UNIT * 2), |_| None);
+    let refused = flows.open(&new, at(seconds(6) - UNIT * 2), None, |_| None);
     assert_eq!(refused.unwrap_err(), DropReason::FlowLimit);
-    flows.open(&new, at(seconds(6) - UNIT), |_| None).unwrap();
+    flows
+        .open(&new, at(seconds(6) - UNIT), None, |_| None)
+        .unwrap();
     assert_eq!((flows.len(), total.get()), (2, 2));
     assert!(!wanted.is_over(at(seconds(6))), "was answered");
 }
@@ -831,7 +841,7 @@ fn a_full_table_is_looked_through_once_a_second_at_most() {
     let mut walks = Vec::new();
     for tenth in 0..35 {
         let now = at(UNIT * tenth);
-        let refused = flows.open(&new, now, |_| None);
+        let refused = flows.open(&new, now, None, |_| None);
         assert_eq!(refused.unwrap_err(), DropReason::FlowLimit);
         if flows.last_full_purge == Some(now) {
             walks.push(tenth);
@@ -865,10 +875,10 @@ fn others_cannot_lock_a_client_out_by_using_up_the_total() {
     fill(&mut flows, ASSURED_FLOWS, start());
     assert_eq!(total.get(), MAX_FLOWS_TOTAL + ASSURED_FLOWS);
     let new = meta(&query(HOST, 1000));
-    let refused = flows.open(&new, start(), |_| None);
+    let refused = flows.open(&new, start(), None, |_| None);
     assert_eq!(refused.unwrap_err(), DropReason::FlowLimit);
     // Its own dead flows make room within its share.
-    flows.open(&new, at(seconds(5)), |_| None).unwrap();
+    flows.open(&new, at(seconds(5)), None, |_| None).unwrap();
     assert_eq!((flows.len(), total.get()), (1, MAX_FLOWS_TOTAL + 1));
 }
 
@@ -878,11 +888,11 @@ fn beyond_its_share_a_client_gets_flows_while_the_total_lasts() {
     fill(&mut flows, ASSURED_FLOWS + 1, start());
     assert_eq!(total.get(), MAX_FLOWS_TOTAL);
     let new = meta(&query(HOST, 1000));
-    let refused = flows.open(&new, start(), |_| None);
+    let refused = flows.open(&new, start(), None, |_| None);
     assert_eq!(refused.unwrap_err(), DropReason::FlowLimit);
     // As soon as another client ends a flow there is room again.
     total.0.fetch_sub(1, Ordering::Relaxed);
-    flows.open(&new, start(), |_| None).unwrap();
+    flows.open(&new, start(), None, |_| None).unwrap();
 }
 
 // ICMP errors.

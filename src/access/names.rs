@@ -158,8 +158,15 @@ impl Names {
     }
 
     /// What an announced address stands for.
-    pub(super) fn resolved(&self, proxy: IpAddr) -> Option<IpAddr> {
+    #[cfg(test)]
+    fn resolved(&self, proxy: IpAddr) -> Option<IpAddr> {
         self.proxies.get(&proxy)?.resolved
+    }
+
+    /// What an announced address stands for, with its domain.
+    pub(super) fn target(&self, proxy: IpAddr) -> Option<(IpAddr, Arc<str>)> {
+        let proxy = self.proxies.get(&proxy)?;
+        Some((proxy.resolved?, Arc::clone(&proxy.domain)))
     }
 
     /// Numbers of domains and of proxy addresses.
@@ -183,7 +190,12 @@ fn is_forwardable(address: IpAddr) -> bool {
     }
     match address {
         IpAddr::V4(a) => {
-            !(a.is_loopback() || a.is_multicast() || a.is_broadcast() || a.octets()[0] == 0)
+            // Link-local addresses are where clouds keep their machines' credentials.
+            !(a.is_loopback()
+                || a.is_link_local()
+                || a.is_multicast()
+                || a.is_broadcast()
+                || a.octets()[0] == 0)
         }
         IpAddr::V6(a) => {
             !(a.is_loopback()

@@ -120,6 +120,7 @@ fn names_cannot_stand_for_the_gateway_itself_for_peers_or_for_groups() {
     let names = announced(&[
         "127.0.0.1",
         "0.0.0.0",
+        "169.254.169.254",
         "224.0.0.1",
         "255.255.255.255",
         "100.64.0.7",

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use ip_network_table::IpNetworkTable;
 
+use super::account::Owner;
 use super::expiry::Expiry;
 use super::filter::Filters;
 use super::flows::{Flow, Tick};
@@ -60,7 +61,7 @@ pub struct ClientPolicy {
     /// Longest-lived grant of any kind.
     any: Option<Expiry>,
     /// Longest-lived Internet grant.
-    internet: Option<Expiry>,
+    internet: Option<(Expiry, Owner)>,
     /// Longest-lived DNS grant.
     dns: Option<Expiry>,
     /// DNS grants in the order of their resources.
@@ -80,9 +81,23 @@ pub(super) struct Gateway {
 }
 
 struct Entry {
-    resource: ResourceId,
+    owner: Owner,
     expires: Expiry,
     filters: Filters,
+}
+
+/// What lets a packet pass.
+struct Permit<'a> {
+    expires: Expiry,
+    /// `None` for the gateway's own services.
+    owner: Option<&'a Owner>,
+}
+
+/// A grant as a policy takes it over.
+pub(super) struct Granted<'a> {
+    pub(super) resource: &'a Resource,
+    pub(super) expires: Expiry,
+    pub(super) owner: Owner,
 }
 
 impl ClientPolicy {
@@ -91,7 +106,7 @@ impl ClientPolicy {
         addresses: TunnelAddresses,
         gateway: Gateway,
         tables: Arc<Tables>,
-        grants: impl Iterator<Item = (&'a Resource, Expiry)>,
+        grants: impl Iterator<Item = Granted<'a>>,
     ) -> Self {
         static GENERATION: AtomicU64 = AtomicU64::new(1);
 
@@ -107,22 +122,31 @@ impl ClientPolicy {
             networks: IpNetworkTable::new(),
             tables,
         };
-        for (resource, expires) in grants {
+        for Granted {
+            resource,
+            expires,
+            owner,
+        } in grants
+        {
             // `None` is less than any expiry, so that the maximum is the longest-lived grant.
             policy.any = policy.any.max(Some(expires));
             match resource {
-                Resource::Internet { .. } => policy.internet = policy.internet.max(Some(expires)),
+                Resource::Internet { .. } => {
+                    if policy.internet.as_ref().is_none_or(|i| i.0 < expires) {
+                        policy.internet = Some((expires, owner));
+                    }
+                }
                 Resource::Dns(dns) => {
                     policy.dns = policy.dns.max(Some(expires));
                     policy.names.push(Entry {
-                        resource: dns.id,
+                        owner,
                         expires,
                         filters: Filters::new(&dns.filters),
                     });
                 }
                 Resource::Cidr(cidr) => {
                     let entry = Entry {
-                        resource: cidr.id,
+                        owner,
                         expires,
                         filters: Filters::new(&cidr.filters),
                     };
@@ -135,7 +159,9 @@ impl ClientPolicy {
                 }
             }
         }
-        policy.names.sort_unstable_by_key(|entry| entry.resource);
+        policy
+            .names
+            .sort_unstable_by_key(|entry| entry.owner.resource);
         policy
     }
 
@@ -168,15 +194,16 @@ impl ClientPolicy {
     /// # Errors
     /// [`Denied`], if it is to be dropped.
     pub fn admit_outbound(&self, meta: &Meta, now: Instant) -> Result<Passed, Denied> {
-        let until = self.outbound(meta, now).passed()?;
-        if self.is_gateway(meta.dst) {
+        let permit = self.judge(meta, now)?;
+        let until = permit.expires.instant();
+        let Some(owner) = permit.owner else {
             return Ok(Passed { until, flow: None });
-        }
-        match self.tables.open(meta, now) {
+        };
+        match self.tables.open(meta, now, || owner.clone()) {
             // What a proxy address stands for may have changed since it was judged; from here on, a
             // change ends the flow.
             Ok(flow) if flow.is_translated() => Ok(Passed {
-                until: self.outbound(meta, now).passed()?,
+                until: self.judge(meta, now)?.expires.instant(),
                 flow: Some(flow),
             }),
             Ok(flow) => Ok(Passed {
@@ -209,7 +236,8 @@ impl ClientPolicy {
         };
         // The other end as the client knows it: by this its grant is found.
         let expires = self.classify(flow.remote(), meta.protocol, flow.remote_port(), now);
-        let until = expires.map_err(|denied| silent(denied.reason))?.instant();
+        let permit = expires.map_err(|denied| silent(denied.reason))?;
+        let until = permit.expires.instant();
         Ok(Passed {
             until,
             flow: Some(flow),
@@ -260,7 +288,11 @@ impl ClientPolicy {
     /// Judges a packet from the client (data-path spec §5.3 steps 1 and 4 to 9, §5.4), without
     /// regard to flows. Control packets must have been taken out before.
     pub fn outbound(&self, meta: &Meta, now: Instant) -> Verdict {
-        let outcome = if meta.is_multicast() {
+        Verdict::from(self.judge(meta, now).map(|permit| permit.expires.instant()))
+    }
+
+    fn judge(&self, meta: &Meta, now: Instant) -> Result<Permit<'_>, Denied> {
+        if meta.is_multicast() {
             Err(silent(DropReason::Multicast))
         } else if meta.is_icmp_error() {
             Err(silent(DropReason::IcmpErrorFromClient))
@@ -272,8 +304,7 @@ impl ClientPolicy {
             Err(prohibited(DropReason::OtherPeer))
         } else {
             self.classify(meta.dst, meta.protocol, meta.dst_port, now)
-        };
-        Verdict::from(outcome.map(Expiry::instant))
+        }
     }
 
     fn is_gateway(&self, address: IpAddr) -> bool {
@@ -284,7 +315,7 @@ impl ClientPolicy {
 
     /// The gateway's own tunnel address offers DNS and answers pings. Everything else that happens
     /// to listen on the host is not the client's business, unless the operator says so.
-    fn gateway_service(&self, meta: &Meta, now: Instant) -> Result<Expiry, Denied> {
+    fn gateway_service(&self, meta: &Meta, now: Instant) -> Result<Permit<'_>, Denied> {
         let serves = match meta.protocol {
             protocol::UDP | protocol::TCP => meta.dst_port == DNS_PORT,
             _ => meta.is_icmp_echo(),
@@ -296,7 +327,10 @@ impl ClientPolicy {
         if !serves && !opened() {
             return Err(prohibited(DropReason::GatewayServiceClosed));
         }
-        self.any_grant(now)
+        Ok(Permit {
+            expires: self.any_grant(now)?,
+            owner: None,
+        })
     }
 
     /// The longest-lived grant, for what is open to every client with any access at all.
@@ -311,15 +345,15 @@ impl ClientPolicy {
         protocol: u8,
         port: u16,
         now: Instant,
-    ) -> Result<Expiry, Denied> {
+    ) -> Result<Permit<'_>, Denied> {
         if ranges::is_proxy(remote) {
             return self.classify_proxy(remote, protocol, port, now);
         }
-        match alive(self.internet, now) {
+        match self.live_internet(now) {
             Some(_) if ranges::internet_refuses(remote) => {
                 Err(unreachable(DropReason::InternetRefused))
             }
-            Some(expires) => Ok(expires),
+            Some(permit) => Ok(permit),
             None => {
                 let mut contest = Contest::new(protocol, port, now);
                 contest.any_expired = self.internet.is_some() && !ranges::internet_refuses(remote);
@@ -337,12 +371,12 @@ impl ClientPolicy {
         protocol: u8,
         port: u16,
         now: Instant,
-    ) -> Result<Expiry, Denied> {
+    ) -> Result<Permit<'_>, Denied> {
         let mut contest = Contest::new(protocol, port, now);
         let known = self.tables.with_resources(remote, |resources| {
             let host = if remote.is_ipv4() { 32 } else { 128 };
             for entry in &self.names {
-                if resources.contains(&entry.resource) {
+                if resources.contains(&entry.owner.resource) {
                     contest.enter(host, entry);
                 }
             }
@@ -353,7 +387,7 @@ impl ClientPolicy {
             }
             contest.any_expired = self.dns.is_some();
         }
-        if alive(self.internet, now).is_none() {
+        if self.live_internet(now).is_none() {
             self.enter_networks(&mut contest, remote);
         }
         match (contest.settle(), known) {
@@ -362,7 +396,15 @@ impl ClientPolicy {
         }
     }
 
-    fn enter_networks(&self, contest: &mut Contest, remote: IpAddr) {
+    fn live_internet(&self, now: Instant) -> Option<Permit<'_>> {
+        let (expires, owner) = self.internet.as_ref()?;
+        (!expires.is_over(now)).then_some(Permit {
+            expires: *expires,
+            owner: Some(owner),
+        })
+    }
+
+    fn enter_networks<'a>(&'a self, contest: &mut Contest<'a>, remote: IpAddr) {
         for (network, entries) in self.networks.matches(remote) {
             for entry in entries {
                 contest.enter(network.netmask(), entry);
@@ -373,15 +415,15 @@ impl ClientPolicy {
 
 /// Which of several grants decides: what permits the packet wins; then the longer prefix; then the
 /// larger resource id (data-path spec §5.4).
-struct Contest {
+struct Contest<'a> {
     protocol: u8,
     port: u16,
     now: Instant,
-    winner: Option<((bool, u8, ResourceId), Expiry)>,
+    winner: Option<((bool, u8, ResourceId), &'a Entry)>,
     any_expired: bool,
 }
 
-impl Contest {
+impl<'a> Contest<'a> {
     fn new(protocol: u8, port: u16, now: Instant) -> Self {
         Self {
             protocol,
@@ -392,21 +434,24 @@ impl Contest {
         }
     }
 
-    fn enter(&mut self, prefix: u8, entry: &Entry) {
+    fn enter(&mut self, prefix: u8, entry: &'a Entry) {
         if entry.expires.is_over(self.now) {
             self.any_expired = true;
             return;
         }
         let permits = entry.filters.permits(self.protocol, self.port);
-        let rank = (permits, prefix, entry.resource);
+        let rank = (permits, prefix, entry.owner.resource);
         if self.winner.is_none_or(|(best, _)| best < rank) {
-            self.winner = Some((rank, entry.expires));
+            self.winner = Some((rank, entry));
         }
     }
 
-    fn settle(&self) -> Result<Expiry, Denied> {
+    fn settle(&self) -> Result<Permit<'a>, Denied> {
         match self.winner {
-            Some(((true, ..), expires)) => Ok(expires),
+            Some(((true, ..), entry)) => Ok(Permit {
+                expires: entry.expires,
+                owner: Some(&entry.owner),
+            }),
             Some(_) => Err(prohibited(DropReason::FilterDenied)),
             None if self.any_expired => Err(prohibited(DropReason::GrantExpired)),
             None => Err(prohibited(DropReason::NoGrant)),

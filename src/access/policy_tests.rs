@@ -74,7 +74,9 @@ fn unasked(policy: &ClientPolicy, packet: &[u8], now: Instant) -> Verdict {
 fn inbound(policy: &ClientPolicy, packet: &[u8], now: Instant) -> Verdict {
     if let Some(cause) = cause(packet) {
         // There is none to addresses that stand for nothing.
-        let _ = policy.tables.open(&cause, now);
+        let _ = policy
+            .tables
+            .open(&cause, now, || unreachable!("nothing is accounted for"));
     }
     unasked(policy, packet, now)
 }

@@ -3,11 +3,14 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use super::flows::{Flow, Flows, Tick, Total};
+use super::account::{FlowReport, Owner};
+use super::flows::{Flow, Flows, Teller, Tick, Total};
 use super::names::{Announced, Names, Resolved};
+use super::policy::TunnelAddresses;
 use super::verdict::DropReason;
 use crate::ids::{ClientId, ResourceId};
 use crate::packet::Meta;
@@ -19,6 +22,10 @@ pub(super) struct Shared {
     epoch: Instant,
     total: Total,
     stirred: Arc<Mutex<Vec<ClientId>>>,
+    /// Whether flow logs want to know.
+    accounting: Arc<AtomicBool>,
+    /// Clients with something to report.
+    talkative: Arc<Mutex<Vec<ClientId>>>,
 }
 
 impl Shared {
@@ -27,19 +34,45 @@ impl Shared {
             epoch: now,
             total: Total::default(),
             stirred: Arc::default(),
+            accounting: Arc::default(),
+            talkative: Arc::default(),
         }
+    }
+
+    /// Whether flows that begin from now on are accounted for.
+    pub(super) fn set_accounting(&self, on: bool) {
+        self.accounting.store(on, Ordering::Relaxed);
+    }
+
+    fn is_accounting(&self) -> bool {
+        self.accounting.load(Ordering::Relaxed)
+    }
+
+    /// The clients with something to report since the last call.
+    pub(super) fn take_talkative(&self) -> Vec<ClientId> {
+        take(&self.talkative)
     }
 
     /// The clients that got their first flow since the last call. The others need no looking
     /// after, however many there are.
     pub(super) fn take_stirred(&self) -> Vec<ClientId> {
-        std::mem::take(&mut self.stirred.lock().unwrap_or_else(PoisonError::into_inner))
+        take(&self.stirred)
     }
 
     /// Flows of all clients.
     pub(super) fn flows(&self) -> usize {
         self.total.get()
     }
+}
+
+fn put(list: &Mutex<Vec<ClientId>>, client: ClientId) {
+    list.lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .push(client);
+}
+
+fn take(list: &Mutex<Vec<ClientId>>) -> Vec<ClientId> {
+    std::mem::take(&mut list.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// How much is remembered of a client.
@@ -57,6 +90,7 @@ pub struct Sizes {
 #[derive(Debug)]
 pub(super) struct Tables {
     client: ClientId,
+    addresses: TunnelAddresses,
     shared: Shared,
     inner: Mutex<Inner>,
 }
@@ -67,16 +101,20 @@ struct Inner {
     names: Names,
     /// Whether the client has been reported as stirred, and is looked after since.
     stirred: bool,
+    /// Whether the client is on the list of those with something to report.
+    talkative: bool,
 }
 
 impl Tables {
-    pub(super) fn new(client: ClientId, shared: &Shared) -> Self {
+    pub(super) fn new(client: ClientId, addresses: TunnelAddresses, shared: &Shared) -> Self {
         Self {
             client,
+            addresses,
             inner: Mutex::new(Inner {
                 flows: Flows::new(shared.total.clone()),
                 names: Names::default(),
                 stirred: false,
+                talkative: false,
             }),
             shared: shared.clone(),
         }
@@ -94,21 +132,29 @@ impl Tables {
         Tick::new(self.shared.epoch, now)
     }
 
-    /// See [`Flows::open`].
-    pub(super) fn open(&self, meta: &Meta, now: Instant) -> Result<Arc<Flow>, DropReason> {
+    /// See [`Flows::open`]; `owner` is asked only if flows are accounted for.
+    pub(super) fn open(
+        &self,
+        meta: &Meta,
+        now: Instant,
+        owner: impl FnOnce() -> Owner,
+    ) -> Result<Arc<Flow>, DropReason> {
         let tick = self.tick(now);
+        let owner = self.shared.is_accounting().then(owner);
         let mut inner = self.lock();
         let Inner {
             flows,
             names,
             stirred,
+            talkative,
         } = &mut *inner;
-        let flow = flows.open(meta, tick, |proxy| names.resolved(proxy))?;
+        let accounted = owner.is_some();
+        let flow = flows.open(meta, tick, owner, |proxy| names.target(proxy))?;
+        if accounted && !std::mem::replace(talkative, true) {
+            put(&self.shared.talkative, self.client);
+        }
         if !std::mem::replace(stirred, true) {
-            let mut list = self.shared.stirred.lock();
-            list.as_mut()
-                .unwrap_or_else(|poisoned| poisoned.get_mut())
-                .push(self.client);
+            put(&self.shared.stirred, self.client);
         }
         Ok(flow)
     }
@@ -164,12 +210,40 @@ impl Tables {
         self.lock().names.resources(proxy).map(look)
     }
 
-    /// Drops flows that are over. Returns whether any is left; if not, the client will be reported
+    fn teller(&self) -> Teller {
+        Teller {
+            client: self.client,
+            addresses: self.addresses,
+            epoch: self.shared.epoch,
+        }
+    }
+
+    /// What is to be told of flows that began or ended.
+    pub(super) fn reports(&self) -> Vec<FlowReport> {
+        let mut inner = self.lock();
+        inner.talkative = false;
+        inner.flows.reports(&self.teller())
+    }
+
+    /// Drops all flows, and tells of their end.
+    pub(super) fn end_all(&self) -> Vec<FlowReport> {
+        let mut inner = self.lock();
+        inner.flows.clear();
+        inner.flows.reports(&self.teller())
+    }
+
+    /// Tells of flows that fell silent, and drops those that are over along with
+    /// [`Self::reports`]. Returns whether any is left; if not, the client will be reported
     /// as stirred again.
-    pub(super) fn purge(&self, now: Instant) -> bool {
+    pub(super) fn purge(&self, now: Instant, reports: &mut Vec<FlowReport>) -> bool {
         let tick = self.tick(now);
         let mut inner = self.lock();
         inner.flows.purge(tick);
+        let teller = self.teller();
+        reports.extend(inner.flows.reports(&teller));
+        if self.shared.is_accounting() {
+            reports.extend(inner.flows.reports_of_silent(tick, &teller));
+        }
         inner.stirred = inner.flows.len() > 0;
         inner.stirred
     }

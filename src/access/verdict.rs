@@ -45,13 +45,6 @@ impl Verdict {
     pub fn is_allow(&self) -> bool {
         matches!(self, Verdict::Allow { .. })
     }
-
-    pub(super) fn passed(self) -> Result<Option<Instant>, Denied> {
-        match self {
-            Verdict::Allow { until } => Ok(until),
-            Verdict::Deny(denied) => Err(denied),
-        }
-    }
 }
 
 impl From<Result<Option<Instant>, Denied>> for Verdict {

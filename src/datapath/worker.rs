@@ -361,6 +361,7 @@ impl State {
             Ok(flow) => {
                 if let Some(flow) = flow {
                     flow.note_out(at.tick, meta.tcp_flags);
+                    flow.count_out(&meta);
                     if flow.is_translated() {
                         translate::outbound(packet, &meta, flow.outside(), flow.outside_port());
                     }
@@ -452,14 +453,15 @@ impl State {
             self.drop_of(&sender.peer, DropReason::NoPolicy);
             return;
         };
-        if let Err(denied) = self.admit_inbound(policy, &meta, packet) {
-            self.drop_of(&sender.peer, denied.reason);
-            return;
-        }
+        // Before it is counted as part of its flow.
         let Some(path) = &sender.path else {
             self.drop_of(&sender.peer, DropReason::NoPath);
             return;
         };
+        if let Err(denied) = self.admit_inbound(policy, &meta, packet) {
+            self.drop_of(&sender.peer, denied.reason);
+            return;
+        }
         let mut tunn = sender.peer.tunn();
         if self.encrypt(&sender.peer, &mut tunn, path, packet) {
             sender.peer.traffic.sent(1, packet.len() as u64);
@@ -509,6 +511,7 @@ impl State {
             })?;
         if let Some(flow) = flow {
             flow.note_in(at.tick, meta.tcp_flags);
+            flow.count_in(meta);
             if flow.is_translated() {
                 translate::inbound(packet, meta, flow.remote(), flow.local_port());
             }

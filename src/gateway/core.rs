@@ -6,17 +6,24 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use secrecy::ExposeSecret as _;
+
 use super::outbox::Outbox;
 use super::resolutions::{Announcement, Begun, Resolutions};
 use super::story::{SetUps, Story};
-use crate::access::{Access, AccessEvent, DropReason, OpenPorts, Resolved, TunnelAddresses};
+use crate::access::{
+    Access, AccessEvent, DropReason, FlowReport, OpenPorts, Resolved, TunnelAddresses,
+};
 use crate::admin::model::{ClientStatus, HandshakeStatus, PathChange, RelayStatus};
 use crate::connectivity::{self, Connectivity, Inbound, Transmit, Upsert};
 use crate::datapath::counters::Counters;
 use crate::datapath::peers::PeerTable;
+use crate::flow_logs::Authorization;
 use crate::ids::ClientId;
 use crate::packet::control::{self, Control};
-use crate::portal::messages::{ClientPeer, CreateAuthorization, Egress, Ingress, Init, Interface};
+use crate::portal::messages::{
+    ClientPeer, CreateAuthorization, Egress, FlowLogUploads, Ingress, Init, Interface,
+};
 use crate::wireguard::{self, Outgoing, Route, WireGuard};
 
 /// At most one `no_relays` in this time: each costs the portal a push.
@@ -35,7 +42,23 @@ pub enum Command {
     Configure(Interface),
     /// Resolve this name and tell [`Core::resolved`].
     Resolve(String),
+    /// Upload flow logs as the portal says now; `None` if it says nothing that can be read.
+    ConfigureFlowLogs(Option<FlowLogUploads>),
 }
+
+/// A way that a client's tunnel packets took (data-path spec §8.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Outer {
+    /// The client's end; of its relay, if it uses one.
+    pub client: SocketAddr,
+    /// Our end; of our relay, if we use one.
+    pub gateway: SocketAddr,
+    /// Since when.
+    pub since: Instant,
+}
+
+/// Ways that are remembered per client (data-path spec §9).
+const MAX_OUTERS: usize = 16;
 
 /// What is remembered per client besides access, connection and session.
 #[derive(Debug, Clone)]
@@ -54,6 +77,13 @@ pub struct Core {
     outbox: Outbox,
     set_ups: SetUps,
     resolutions: Resolutions,
+    /// Whether flows are accounted for, whatever the portal says.
+    log_flows: bool,
+    /// What the portal said of uploads.
+    uploads: Option<FlowLogUploads>,
+    /// The ways of each client with access, oldest first. They outlive its connections.
+    outers: BTreeMap<ClientId, VecDeque<Outer>>,
+    flow_reports: VecDeque<(FlowReport, Vec<Outer>)>,
     stories: VecDeque<Story>,
     clients: BTreeMap<ClientId, ClientState>,
     interface: Option<Interface>,
@@ -86,6 +116,10 @@ impl Core {
             outbox: Outbox::default(),
             set_ups: SetUps::default(),
             resolutions: Resolutions::default(),
+            log_flows: false,
+            uploads: None,
+            outers: BTreeMap::new(),
+            flow_reports: VecDeque::new(),
             stories: VecDeque::new(),
             clients: BTreeMap::new(),
             interface: None,
@@ -101,6 +135,12 @@ impl Core {
     /// Opens ports of the gateway itself to clients; to be called before any is known.
     pub fn open_ports(&mut self, ports: &OpenPorts) {
         self.access.open_ports(ports);
+    }
+
+    /// Accounts for flows, whatever the portal says.
+    pub fn log_flows(&mut self) {
+        self.log_flows = true;
+        self.access.account_for_flows(true);
     }
 
     /// Our WireGuard public key.
@@ -188,6 +228,14 @@ impl Core {
             self.interface = Some(init.interface);
             self.commands.push_back(Command::Configure(init.interface));
         }
+        let uploads = init.flow_logs.as_ref();
+        let on = uploads.is_some_and(|uploads| uploads.interval_secs > 0);
+        self.access.account_for_flows(self.log_flows || on);
+        if self.uploads != init.flow_logs {
+            self.uploads.clone_from(&init.flow_logs);
+            self.commands
+                .push_back(Command::ConfigureFlowLogs(init.flow_logs));
+        }
         if !self.connectivity.has_relay() && init.relays.is_empty() {
             self.ask_for_relays(now);
         }
@@ -202,6 +250,7 @@ impl Core {
             gateway_ice_credentials,
             expires_at,
             use_iceless,
+            flow_logs_ingest_token,
         } = authorization;
         if use_iceless {
             // Never announced, so this is a portal defect; an answer would promise a path.
@@ -209,7 +258,21 @@ impl Core {
             return;
         }
         tracing::info!(client = %client.id, resource = %resource.id(), "Access granted");
+        let resource_id = resource.id();
         self.access.authorize(now, &client, resource, expires_at);
+        if let Some(token) = flow_logs_ingest_token {
+            match Authorization::parse(token.expose_secret()) {
+                Ok(authorization) => {
+                    let authorization = Arc::new(authorization);
+                    self.access
+                        .set_authorization(client.id, resource_id, authorization);
+                }
+                // Access is granted all the same.
+                Err(error) => {
+                    tracing::debug!(client = %client.id, %error, "flows of this grant are not uploaded");
+                }
+            }
+        }
         self.drain_access(now);
         let keys_changed =
             !self
@@ -416,6 +479,7 @@ impl Core {
             self.send_inner(now, client, &control::goodbye());
             self.close(now, client);
         }
+        self.access.remove_all();
         self.drain(now);
         self.connectivity.release_relays(now);
         self.drain(now);
@@ -487,6 +551,11 @@ impl Core {
     }
 
     fn drain_access(&mut self, now: Instant) {
+        // Before clients are forgotten, and the ways they took with them.
+        while let Some(report) = self.access.poll_report() {
+            let outers = self.outers_of(&report);
+            self.flow_reports.push_back((report, outers));
+        }
         while let Some(event) = self.access.poll_event() {
             match event {
                 AccessEvent::PolicyChanged { client, .. } => self.publish(client),
@@ -494,9 +563,49 @@ impl Core {
                     tracing::info!(%client, cause = cause.as_str(), "Closing the client's connection");
                     self.send_inner(now, client, &control::goodbye());
                     self.close(now, client);
+                    self.outers.remove(&client);
                 }
             }
         }
+    }
+
+    /// The ways that a flow's packets took: the one at its beginning, and those that came after.
+    fn outers_of(&self, report: &FlowReport) -> Vec<Outer> {
+        let Some(known) = self.outers.get(&report.client) else {
+            return Vec::new();
+        };
+        let until = report.ended.map(|end| end.last_packet);
+        let first = known.iter().rposition(|outer| outer.since <= report.began);
+        known
+            .iter()
+            .skip(first.unwrap_or(0))
+            .filter(|outer| until.is_none_or(|until| outer.since <= until))
+            .copied()
+            .collect()
+    }
+
+    fn note_outer(&mut self, now: Instant, client: ClientId) {
+        let Some(view) = self.connectivity.describe(client) else {
+            return;
+        };
+        let (Some(remote), Some(local)) = (view.remote, view.local) else {
+            return;
+        };
+        let known = self.outers.entry(client).or_default();
+        if known
+            .back()
+            .is_some_and(|last| (last.client, last.gateway) == (remote, local))
+        {
+            return;
+        }
+        if known.len() == MAX_OUTERS {
+            known.pop_front();
+        }
+        known.push_back(Outer {
+            client: remote,
+            gateway: local,
+            since: now,
+        });
     }
 
     /// Moves every part's output on until all are quiet.
@@ -558,6 +667,7 @@ impl Core {
                 }
                 if let Some(path) = path {
                     self.set_ups.nominated(now, client, path.kind);
+                    self.note_outer(now, client);
                 }
                 self.wireguard.set_path(client, path);
             }
@@ -608,6 +718,11 @@ impl Core {
         self.stories
             .pop_front()
             .or_else(|| self.set_ups.poll().map(Story::SetUp))
+    }
+
+    /// What flow logs are to be told next, with the ways that the flow's packets took.
+    pub fn poll_flow_report(&mut self) -> Option<(FlowReport, Vec<Outer>)> {
+        self.flow_reports.pop_front()
     }
 
     /// The next message for the portal.

@@ -75,6 +75,7 @@ impl World {
                 relays: Vec::new(),
                 authorizations: authorizations.to_vec(),
                 account_slug: None,
+                flow_logs: None,
             }),
         );
     }
@@ -106,6 +107,7 @@ impl World {
                 gateway_ice_credentials: creds("gtwy"),
                 expires_at,
                 use_iceless: false,
+                flow_logs_ingest_token: None,
             })),
         );
     }

@@ -441,6 +441,7 @@ impl SlowPath {
             match command {
                 Command::Configure(interface) => self.configure(interface, Duration::ZERO),
                 Command::Resolve(name) => self.names.resolve(name),
+                Command::ConfigureFlowLogs(_) => {}
             }
         }
     }

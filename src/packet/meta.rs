@@ -80,6 +80,8 @@ pub struct Meta {
     pub transport_offset: u16,
     /// IP protocol number after any IPv6 extension headers.
     pub protocol: u8,
+    /// Bytes behind the TCP or UDP header; 0 for other protocols.
+    pub payload_len: u16,
     /// The flags of a TCP segment; none for other protocols.
     pub tcp_flags: TcpFlags,
     pub(super) flags: u8,
@@ -351,6 +353,7 @@ fn parse_transport(
 ) -> Result<Meta, Malformed> {
     let payload = packet.get(offset..).ok_or(Malformed::Truncated)?;
     let mut tcp_flags = TcpFlags::default();
+    let mut payload_len = 0;
     let (src_port, dst_port) = match protocol {
         protocol::TCP => {
             let header: &[u8; 20] = payload.first_chunk().ok_or(Malformed::TcpHeader)?;
@@ -359,6 +362,7 @@ fn parse_transport(
                 return Err(Malformed::TcpHeader);
             }
             tcp_flags = TcpFlags(header[13]);
+            payload_len = payload.len() - data_offset;
             ports(header[0], header[1], header[2], header[3])
         }
         protocol::UDP => {
@@ -366,6 +370,7 @@ fn parse_transport(
             if usize::from(u16::from_be_bytes([header[4], header[5]])) != payload.len() {
                 return Err(Malformed::UdpLength);
             }
+            payload_len = payload.len() - 8;
             ports(header[0], header[1], header[2], header[3])
         }
         protocol::ICMP | protocol::ICMPV6 => {
@@ -388,10 +393,11 @@ fn parse_transport(
         dst,
         src_port,
         dst_port,
-        // Both are within the length, which `parse_up_to` holds below 2^16.
+        // All are within the length, which `parse_up_to` holds below 2^16.
         len: packet.len() as u16,
         transport_offset: offset as u16,
         protocol,
+        payload_len: payload_len as u16,
         tcp_flags,
         flags,
     })

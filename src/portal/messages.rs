@@ -102,6 +102,19 @@ pub struct Init {
     pub authorizations: Vec<AuthorizationEntry>,
     /// For display only.
     pub account_slug: Option<String>,
+    /// Where flow logs go; `None` if the portal says nothing that can be read.
+    pub flow_logs: Option<FlowLogUploads>,
+}
+
+/// Where flow logs go, and how often (portal-channel spec §4.8).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FlowLogUploads {
+    /// Base of the address.
+    pub api_url: String,
+    /// Seconds between uploads; 0 switches them off.
+    pub interval_secs: u64,
+    /// Records in one upload; 0 leaves it to us.
+    pub batch_size: u64,
 }
 
 /// The gateway's own tunnel addresses.
@@ -141,6 +154,8 @@ pub struct CreateAuthorization {
     pub expires_at: Option<u64>,
     /// Whether ICE-less path finding was negotiated.
     pub use_iceless: bool,
+    /// What flow logs of this grant are uploaded with, as it came; access does not depend on it.
+    pub flow_logs_ingest_token: Option<SecretString>,
 }
 
 /// The WireGuard peer that a grant is for.

@@ -14,7 +14,8 @@ use uuid::Uuid;
 use crate::ids::RelayId;
 use crate::portal::messages::{
     AuthorizationEntry, CidrResource, ClientPeer, CreateAuthorization, DnsResource, Filter,
-    IceCredentials, Ingress, Init, Interface, PresharedKey, RelayEntry, RelaysPresence, Resource,
+    FlowLogUploads, IceCredentials, Ingress, Init, Interface, PresharedKey, RelayEntry,
+    RelaysPresence, Resource,
 };
 
 type Result<T> = std::result::Result<T, String>;
@@ -63,6 +64,19 @@ fn init(payload: &Value, skipped: &mut usize) -> Result<Init> {
             skipped,
         ),
         account_slug: optional_text(payload, "account_slug"),
+        flow_logs: payload.get("flow_logs").and_then(flow_log_uploads),
+    })
+}
+
+/// Whatever is wrong with it, access must not suffer.
+fn flow_log_uploads(value: &Value) -> Option<FlowLogUploads> {
+    Some(FlowLogUploads {
+        api_url: optional_text(value, "api_url")?,
+        interval_secs: value.get("upload_interval_secs")?.as_u64()?,
+        batch_size: value
+            .get("upload_batch_size")
+            .and_then(Value::as_u64)
+            .unwrap_or(0),
     })
 }
 
@@ -95,6 +109,8 @@ fn create_authorization(payload: &Value, skipped: &mut usize) -> Result<CreateAu
             Some(Value::Bool(iceless)) => *iceless,
             Some(_) => return Err("`use_iceless` is not a boolean".to_owned()),
         },
+        flow_logs_ingest_token: optional_text(payload, "flow_logs_ingest_token")
+            .map(SecretString::from),
     })
 }
 
