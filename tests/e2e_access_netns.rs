@@ -444,3 +444,142 @@ fn a_site_without_working_name_servers_delays_nobody_else() -> Result<()> {
     refused(&lab, other.v4, 80, UNREACHABLE)?;
     Ok(())
 }
+
+/// A UDP packet over IPv4 to a port that nobody but these packets use.
+fn udp4(src: [u8; 4], dst: [u8; 4], port: u16, len: usize) -> Vec<u8> {
+    let mut packet = Vec::new();
+    etherparse::PacketBuilder::ipv4(src, dst, 64)
+        .udp(4444, port)
+        .write(&mut packet, &vec![b'x'; len])
+        .expect("short");
+    packet
+}
+
+fn udp6(src: &str, dst: &str, port: u16) -> Vec<u8> {
+    let octets = |a: &str| a.parse::<std::net::Ipv6Addr>().expect("valid").octets();
+    let mut packet = Vec::new();
+    etherparse::PacketBuilder::ipv6(octets(src), octets(dst), 64)
+        .udp(4444, port)
+        .write(&mut packet, b"x")
+        .expect("short");
+    packet
+}
+
+#[test]
+#[ignore = "needs root, coturn and network namespaces"]
+fn a_client_that_forges_packets_reaches_nothing_and_is_counted() -> Result<()> {
+    let mut lab = lab("forged", &[], &[])?;
+    fetch(&lab, RESOURCE_V4.parse()?)?;
+    fetch(&lab, RESOURCE_V6.parse()?)?;
+    let own: std::net::Ipv4Addr = client_address(&lab)?.parse()?;
+    let own = own.octets();
+    let status = lab.status()?;
+    let own6 = status["clients"][0]["addresses"][1].as_str();
+    let own6 = own6.context("an IPv6 address")?.to_owned();
+    let resource = [10, 99, 0, 2];
+    lab.net.nft(
+        "resource",
+        "table inet seen { chain input { type filter hook input priority -300; \
+         meta l4proto != icmpv6 counter; }; }",
+    )?;
+    let seen = |lab: &Lab| -> Result<u64> {
+        let text = lab
+            .net
+            .output("resource", "nft list chain inet seen input")?;
+        let number = text
+            .split("packets ")
+            .nth(1)
+            .and_then(|t| t.split(' ').next());
+        Ok(number.context("a counter")?.parse()?)
+    };
+    let all_drops = |lab: &Lab| -> Result<u64> {
+        let status = lab.status()?;
+        let drops = status["clients"][0]["dropped"].as_object();
+        Ok(drops.map_or(0, |d| d.values().filter_map(Value::as_u64).sum()))
+    };
+
+    // What is right arrives, so that what is wrong could.
+    let valid = udp4(own, resource, 9999, 100);
+    lab.inject(&[valid.clone(), udp6(&own6, RESOURCE_V6, 9999)])?;
+    lab.net
+        .eventually("two arrive", Duration::from_secs(5), |net| {
+            let text = net.output("resource", "nft list chain inet seen input")?;
+            ensure!(text.contains("packets 2 "), "{text}");
+            Ok(())
+        })?;
+
+    let mut forged: Vec<Vec<u8>> = Vec::new();
+    let others = [[100, 64, 0, 77], resource, [100, 64, 0, 1], [127, 0, 0, 1]];
+    forged.extend(others.map(|src| udp4(src, resource, 9999, 10)));
+    forged.push(udp6("fd00:2021:1111::77", RESOURCE_V6, 9999));
+    forged.push(udp6("::1", RESOURCE_V6, 9999));
+    // To others, to groups, to the gateway itself.
+    let places = [
+        [100, 64, 0, 77],
+        [100, 96, 0, 1],
+        [224, 0, 0, 251],
+        [255, 255, 255, 255],
+        [127, 0, 0, 1],
+        [192, 168, 20, 1],
+        [100, 64, 0, 1],
+    ];
+    forged.extend(places.map(|dst| udp4(own, dst, 22, 10)));
+    forged.extend(["fd00:2021:1111::77", "ff02::1", "::1"].map(|dst| udp6(&own6, dst, 22)));
+    // Fragments: the first, a later one.
+    for bits in [[0x20, 0], [0, 1]] {
+        let mut fragment = valid.clone();
+        fragment[6..8].copy_from_slice(&bits);
+        forged.push(fragment);
+    }
+    // A length field that lies, both ways.
+    for len in [valid.len() - 1, valid.len() + 1] {
+        let mut lie = valid.clone();
+        lie[24..26].copy_from_slice(&((len - 20) as u16).to_be_bytes());
+        forged.push(lie);
+    }
+    // Another version; ICMP of the other family; an error about somebody's packet.
+    for version in [0x05, 0x75, 0xF5] {
+        let mut odd = valid.clone();
+        odd[0] = version;
+        forged.push(odd);
+    }
+    let mut icmpv6_in_v4 = valid.clone();
+    icmpv6_in_v4[9] = 58;
+    forged.push(icmpv6_in_v4);
+    let mut error = Vec::new();
+    etherparse::PacketBuilder::ipv4(own, resource, 64)
+        .icmpv4_raw(3, 1, [0; 4])
+        .write(&mut error, &udp4(resource, own, 1, 8))
+        .context("short")?;
+    forged.push(error);
+    // Too long for the tunnel.
+    forged.push(udp4(own, resource, 9999, 1400));
+    // Every truncation, as it is and with a length field that admits to it.
+    for len in 1..valid.len() {
+        forged.push(valid[..len].to_vec());
+        let mut cut = valid[..len].to_vec();
+        if len >= 4 {
+            cut[2..4].copy_from_slice(&(len as u16).to_be_bytes());
+        }
+        forged.push(cut);
+    }
+
+    let before = all_drops(&lab)?;
+    lab.inject(&forged)?;
+    let wanted = before + forged.len() as u64;
+    lab.net
+        .eventually("all are counted", Duration::from_secs(10), |net| {
+            let status = net.output("gateway", "curl -sf http://127.0.0.1:8080/status")?;
+            let status: Value = serde_json::from_str(&status)?;
+            let drops = &status["clients"][0]["dropped"];
+            let sum = drops
+                .as_object()
+                .map_or(0, |d| d.values().filter_map(Value::as_u64).sum());
+            ensure!(sum == wanted, "{sum} of {wanted}: {drops}");
+            Ok(())
+        })?;
+    ensure!(seen(&lab)? == 2, "something arrived");
+    // And the client still is served.
+    fetch(&lab, RESOURCE_V4.parse()?)?;
+    Ok(())
+}

@@ -319,6 +319,10 @@ impl State {
             TunnResult::Err(WireGuardError::DuplicateCounter | WireGuardError::InvalidCounter) => {
                 self.drop_of(peer, DropReason::Replayed)
             }
+            // Authentic, but its content is no IP packet: the library reads lengths, too.
+            TunnResult::Err(WireGuardError::InvalidPacket) => {
+                self.drop_of(peer, DropReason::MalformedLength);
+            }
             TunnResult::Err(_) => self.drop_of(peer, DropReason::DecryptFailed),
         }
     }

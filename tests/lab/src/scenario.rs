@@ -458,6 +458,29 @@ impl Lab {
         self.net.start(name, host, &program, args, &[])
     }
 
+    /// Lets the client send packets into the tunnel as they are, whatever they are.
+    ///
+    /// # Errors
+    /// When it has no tunnel.
+    pub fn inject(&self, packets: &[Vec<u8>]) -> Result<()> {
+        for some in packets.chunks(50) {
+            let packets: Vec<String> = some.iter().map(hex::encode).collect();
+            let body = self.net.dir().join("inject.json");
+            std::fs::write(&body, serde_json::json!({ "packets": packets }).to_string())?;
+            let answer = self.net.output(
+                "client",
+                &format!(
+                    "curl -sS -f -X POST -H 'content-type: application/json' -d @{} \
+                     http://127.0.0.1:8083/inject",
+                    body.display()
+                ),
+            )?;
+            let answer: Value = serde_json::from_str(&answer)?;
+            ensure!(answer["sent"] == some.len(), "{answer}");
+        }
+        Ok(())
+    }
+
     /// Lets the client ask for access to a resource, also if it believes to have it.
     ///
     /// # Errors

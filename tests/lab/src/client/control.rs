@@ -24,6 +24,12 @@ struct ConnectRequest {
 }
 
 #[derive(Debug, Deserialize)]
+struct InjectRequest {
+    /// Inner packets in hexadecimal.
+    packets: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
 struct ResolveRequest {
     domain: String,
 }
@@ -34,13 +40,15 @@ struct ResolveAnswer {
     proxy_ips: Vec<IpAddr>,
 }
 
-/// `GET /status`, `POST /connect {resource_id, again}`, `POST /disconnect`, `POST /resolve {domain}`.
+/// `GET /status`, `POST /connect {resource_id, again}`, `POST /disconnect`, `POST /resolve {domain}`,
+/// `POST /inject {packets}`.
 pub fn router(core: CoreHandle) -> Router {
     Router::new()
         .route("/status", get(status))
         .route("/connect", post(connect))
         .route("/disconnect", post(disconnect))
         .route("/resolve", post(resolve))
+        .route("/inject", post(inject))
         .with_state(core)
 }
 
@@ -81,6 +89,18 @@ async fn connect(
 async fn disconnect(State(core): State<CoreHandle>) -> Result<Response, Response> {
     let count = ask(&core, Command::Disconnect).await?;
     Ok(Json(json!({"disconnected": count})).into_response())
+}
+
+async fn inject(
+    State(core): State<CoreHandle>,
+    Json(request): Json<InjectRequest>,
+) -> Result<Response, Response> {
+    let packets: Result<Vec<Vec<u8>>, _> = request.packets.iter().map(hex::decode).collect();
+    let Ok(packets) = packets else {
+        return Ok(StatusCode::BAD_REQUEST.into_response());
+    };
+    let sent = ask(&core, |reply| Command::Inject(packets, reply)).await?;
+    Ok(Json(json!({"sent": sent})).into_response())
 }
 
 async fn resolve(

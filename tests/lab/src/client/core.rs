@@ -567,6 +567,21 @@ impl Core {
         }
     }
 
+    /// Sends packets as they are to every gateway there is a session with, whatever they are;
+    /// returns how many went out.
+    pub fn inject(&mut self, now: Instant, packets: &[Vec<u8>]) -> usize {
+        let mut sent = 0;
+        for connection in self.connections.values_mut() {
+            if connection.nominated.is_some() && connection.has_session(now) {
+                for packet in packets {
+                    self.io.send_packet(now, connection, packet);
+                    sent += 1;
+                }
+            }
+        }
+        sent
+    }
+
     /// Says goodbye to all gateways and forgets them; returns how many there were.
     pub fn disconnect(&mut self, now: Instant) -> usize {
         let ids: Vec<Uuid> = self.connections.keys().copied().collect();

@@ -55,6 +55,8 @@ pub enum Command {
     },
     /// `POST /disconnect`.
     Disconnect(oneshot::Sender<usize>),
+    /// `POST /inject`.
+    Inject(Vec<Vec<u8>>, oneshot::Sender<usize>),
     /// `POST /resolve`.
     Resolve(String, oneshot::Sender<Option<(Uuid, Vec<IpAddr>)>>),
     /// `GET /status`.
@@ -344,6 +346,9 @@ impl Shell {
                     reply,
                 } => {
                     let _ = reply.send(self.core.connect(now, resource, again));
+                }
+                Command::Inject(packets, reply) => {
+                    let _ = reply.send(self.core.inject(now, &packets));
                 }
                 Command::Disconnect(reply) => {
                     let _ = reply.send(self.core.disconnect(now));
