@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use firezone_lab::scenario::{
-    CORP_ID, GATEWAY_V4, GATEWAY_V6, Lab, NETWORK_V4_ID, RESOURCE_V4, RESOURCE_V6,
+    CORP_ID, GATEWAY_V4, GATEWAY_V6, INTERNET, Lab, NETWORK_V4_ID, RESOURCE_V4, RESOURCE_V6,
 };
 use firezone_lab::traffic::{Download, page};
 use serde_json::{Value, json};
@@ -581,5 +581,71 @@ fn a_client_that_forges_packets_reaches_nothing_and_is_counted() -> Result<()> {
     ensure!(seen(&lab)? == 2, "something arrived");
     // And the client still is served.
     fetch(&lab, RESOURCE_V4.parse()?)?;
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root, coturn and network namespaces"]
+fn flow_logs_reach_the_portal_with_the_grants_token() -> Result<()> {
+    let mut lab = Lab::new("flow-logs", gateway())?;
+    let policy = lab.net.dir().join("policy.yaml");
+    let text = std::fs::read_to_string(&policy)?;
+    let uploads = format!("flow_logs: {{api_url: \"http://{INTERNET}:4318\", interval: 1}}\n");
+    std::fs::write(&policy, text + &uploads)?;
+    lab.serve_names(&["--host-record=a.corp.example,10.99.0.2,fd99::2"])?;
+    lab.start_surroundings()?;
+    lab.start_gateway(&[("FIREZONE_FLOW_LOGS", "true")])?;
+    lab.wait_ready()?;
+    lab.start_client(&[])?;
+    let name = lab.resolve("a.corp.example")?;
+    fetch(&lab, name.v4)?;
+    fetch(&lab, RESOURCE_V6.parse()?)?;
+    // With the gateway's end, all flows end.
+    std::thread::sleep(Duration::from_secs(2));
+    lab.net.signal("gateway", rustix::process::Signal::TERM)?;
+    lab.net.wait("gateway", Duration::from_secs(5))?;
+    let log = lab.net.log("gateway");
+    ensure!(
+        log.contains("Flow began") && log.contains("Flow ended"),
+        "{log}"
+    );
+    // What was not uploaded then is, after the next start.
+    lab.start_gateway(&[])?;
+    let uploaded = |net: &firezone_lab::netns::Net| -> Result<Vec<Value>> {
+        let text = net.output("internet", "curl -sSf http://127.0.0.1:4318/flow_logs")?;
+        Ok(serde_json::from_str(&text)?)
+    };
+    lab.net
+        .eventually("two ends are uploaded", Duration::from_secs(20), |net| {
+            let all = uploaded(net)?;
+            let ends = all
+                .iter()
+                .filter(|log| log["record"]["flow_end"].is_string());
+            ensure!(ends.count() >= 2, "{all:?}");
+            Ok(())
+        })?;
+    let all = uploaded(&lab.net)?;
+    let by_name = all
+        .iter()
+        .find(|log| {
+            log["record"]["domain"] == "a.corp.example" && !log["record"]["flow_end"].is_null()
+        })
+        .with_context(|| format!("{all:?}"))?;
+    let (record, claims) = (&by_name["record"], &by_name["claims"]);
+    ensure!(
+        claims["resource_id"] == CORP_ID && claims["role"] == "responder",
+        "{claims}"
+    );
+    ensure!(
+        record["protocol"] == "tcp" && record["inner_dst_ip"] == RESOURCE_V4,
+        "{record}"
+    );
+    ensure!(record["inner_dst_port"] == 80, "{record}");
+    ensure!(record["rx_bytes"].as_u64() > Some(100), "{record}");
+    ensure!(record["tx_bytes"].as_u64() > Some(50), "{record}");
+    ensure!(record["outers"][0]["dst_port"] == 52625, "{record}");
+    // The token stays out of logs and status.
+    let status = lab.status()?.to_string() + &lab.net.log("gateway");
+    ensure!(!status.contains("eyJ"), "a token shows");
     Ok(())
 }

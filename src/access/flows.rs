@@ -42,7 +42,8 @@ const FULL_PURGE_PAUSE: Duration = Duration::from_secs(1);
 pub struct Tick(u32);
 
 impl Tick {
-    const UNIT: Duration = Duration::from_millis(100);
+    /// Precision of the times of flows.
+    pub const UNIT: Duration = Duration::from_millis(100);
 
     /// The instant of this tick on a clock that started at `epoch`.
     fn instant(self, epoch: Instant) -> Instant {

@@ -51,8 +51,32 @@ pub struct Status {
     /// The DNS service on the gateway's tunnel addresses.
     #[serde(default)]
     pub dns: DnsStatus,
+    /// Flow logs; all zero while nobody wants them.
+    #[serde(default)]
+    pub flow_logs: FlowLogStatus,
     /// Dropped packets by reason.
     pub dropped: BTreeMap<String, u64>,
+}
+
+/// What became of flow logs since start.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowLogStatus {
+    /// Records written to the spool.
+    pub written: u64,
+    /// Records that the server took.
+    pub uploaded: u64,
+    /// Requests that delivered nothing.
+    pub upload_failures: u64,
+    /// Records lost: no room, disk errors, refused for good, or their token expired.
+    pub dropped: u64,
+    /// Files in the spool that are damaged or not ours.
+    pub damaged: u64,
+    /// Bytes in the spool.
+    pub spool_bytes: u64,
+    /// Files in the spool.
+    pub spool_files: u64,
+    /// What went wrong last.
+    pub last_error: Option<String>,
 }
 
 /// What became of DNS queries to the gateway's tunnel addresses since start.

@@ -290,8 +290,12 @@ pub struct Settings {
     #[arg(long, help_heading = BEHAVIOUR)]
     pub no_check: bool,
 
-    /// Not supported here; accepted with a notice.
-    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    /// Write the beginning and end of every TCP and UDP flow to the log. The portal decides by
+    /// itself whether they are uploaded.
+    ///
+    /// [env: FIREZONE_FLOW_LOGS] [default: false]
+    #[arg(long, value_name = "BOOL", help_heading = LOGGING,
+        num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub flow_logs: Option<String>,
 
     /// Not supported here; accepted with a notice.

@@ -34,6 +34,7 @@ const KNOWN: &[&str] = &[
     "FIREZONE_STATE_DIR",
     "FIREZONE_TUN_NAME",
     "FIREZONE_UDP_PORT",
+    "FIREZONE_GATEWAY_PORTS",
     "FIREZONE_NO_INC_BUF",
     "FIREZONE_UDP_SEND_BUFFER_SIZE",
     "FIREZONE_UDP_RECV_BUFFER_SIZE",
@@ -249,6 +250,10 @@ impl<'a> Loader<'a> {
             usize::to_string,
         );
         let strict = self.boolean(("FIREZONE_STRICT", "--strict"), cli.strict.as_deref());
+        let flow_logs = self.boolean(
+            ("FIREZONE_FLOW_LOGS", "--flow-logs"),
+            cli.flow_logs.as_deref(),
+        );
 
         if cli.no_check {
             self.show("--no-check", "true".to_owned(), "--no-check".to_owned());
@@ -275,6 +280,7 @@ impl<'a> Loader<'a> {
             udp_send_buffer: udp_send_buffer?,
             udp_recv_buffer: udp_recv_buffer?,
             strict: strict?,
+            flow_logs: flow_logs?,
             check_host: !cli.no_check,
             telemetry: telemetry::Options {
                 log_format: log_format?,
@@ -592,7 +598,7 @@ impl<'a> Loader<'a> {
 
     /// Settings of the stock gateway that have no meaning here.
     fn ignored(&mut self, cli: &Settings) {
-        let settings: [(&'static str, Option<&str>, &str); 5] = [
+        let settings: [(&'static str, Option<&str>, &str); 4] = [
             (
                 "FIREZONE_NO_TELEMETRY",
                 cli.no_telemetry.as_deref(),
@@ -607,11 +613,6 @@ impl<'a> Loader<'a> {
                 "OTLP_GRPC_ENDPOINT",
                 cli.otlp_grpc_endpoint.as_deref(),
                 "ignored; set OTEL_EXPORTER_OTLP_ENDPOINT=http://HOST:4318 (http/protobuf) instead",
-            ),
-            (
-                "FIREZONE_FLOW_LOGS",
-                cli.flow_logs.as_deref(),
-                "ignored; flow logs are not supported",
             ),
             (
                 "FIREZONE_VALIDATE_CHECKSUMS",

@@ -84,6 +84,8 @@ pub struct Config {
     pub udp_recv_buffer: usize,
     /// End the process with [`ExitStatus::HostLacks`] when the host lacks something.
     pub strict: bool,
+    /// Write every flow's beginning and end to the log, whatever the portal says.
+    pub flow_logs: bool,
     /// Check permissions and host settings at start.
     pub check_host: bool,
     /// Logging and tracing.

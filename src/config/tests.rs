@@ -100,6 +100,7 @@ fn every_variable_arrives() {
         ("FIREZONE_UDP_SEND_BUFFER_SIZE", "131072"),
         ("FIREZONE_UDP_RECV_BUFFER_SIZE", "262144"),
         ("FIREZONE_STRICT", "TRUE"),
+        ("FIREZONE_FLOW_LOGS", "true"),
     ]);
 
     assert_eq!(config.api_url.as_str(), "ws://portal:8081/base");
@@ -122,8 +123,9 @@ fn every_variable_arrives() {
     assert!(!config.raise_buffer_limits);
     assert_eq!(config.udp_send_buffer, 131_072);
     assert_eq!(config.udp_recv_buffer, 262_144);
-    assert!(config.strict);
+    assert!(config.strict && config.flow_logs);
     assert_eq!(config.identity.id, "edge-7");
+    assert_eq!(config.notices, []);
 }
 
 #[test]
@@ -483,7 +485,6 @@ fn settings_of_the_stock_gateway_are_accepted_with_a_notice() {
         "FIREZONE_NO_TELEMETRY",
         "FIREZONE_METRICS",
         "OTLP_GRPC_ENDPOINT",
-        "FIREZONE_FLOW_LOGS",
         "FIREZONE_VALIDATE_CHECKSUMS",
     ] {
         let notices = notices(&[(variable, "true")]);
@@ -495,12 +496,12 @@ fn settings_of_the_stock_gateway_are_accepted_with_a_notice() {
     }
     let config = load_flags(&[
         "--no-telemetry",
-        "--flow-logs",
         "--validate-checksums",
         "--metrics=stdout",
         "--otlp-grpc-endpoint=collector:4317",
     ]);
-    assert_eq!(config.notices.len(), 5);
+    assert_eq!(config.notices.len(), 4);
+    assert!(load_flags(&["--flow-logs"]).flow_logs);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use super::outbox::Outbox;
 use super::resolutions::{Announcement, Begun, Resolutions};
 use super::story::{SetUps, Story};
 use crate::access::{
-    Access, AccessEvent, DropReason, FlowReport, OpenPorts, Resolved, TunnelAddresses,
+    Access, AccessEvent, DropReason, FlowReport, OpenPorts, Resolved, Tick, TunnelAddresses,
 };
 use crate::admin::model::{ClientStatus, HandshakeStatus, PathChange, RelayStatus};
 use crate::connectivity::{self, Connectivity, Inbound, Transmit, Upsert};
@@ -56,6 +56,9 @@ pub struct Outer {
     /// Since when.
     pub since: Instant,
 }
+
+/// How much a flow's times may be too early.
+const FLOW_PRECISION: Duration = Tick::UNIT;
 
 /// Ways that are remembered per client (data-path spec §9).
 const MAX_OUTERS: usize = 16;
@@ -574,8 +577,9 @@ impl Core {
         let Some(known) = self.outers.get(&report.client) else {
             return Vec::new();
         };
-        let until = report.ended.map(|end| end.last_packet);
-        let first = known.iter().rposition(|outer| outer.since <= report.began);
+        let until = report.ended.map(|end| end.last_packet + FLOW_PRECISION);
+        let began = report.began + FLOW_PRECISION;
+        let first = known.iter().rposition(|outer| outer.since <= began);
         known
             .iter()
             .skip(first.unwrap_or(0))

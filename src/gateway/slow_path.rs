@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
 use super::core::{Command, Core};
+use super::flow_reports;
 use super::host_setup::{self, Host};
 use super::snapshot::{self, Facts, Surroundings};
 use crate::access::DNS_PORT;
@@ -19,9 +20,11 @@ use crate::datapath::counters::Counters;
 use crate::datapath::peers::PeerTable;
 use crate::datapath::worker::{Slow, Stop, Worker};
 use crate::dns;
+use crate::flow_logs::{self, FlowLogs, UploadConfig};
 use crate::host::network::Network;
 use crate::net;
 use crate::portal::channel::{Event, GaveUpReason, NotJoined};
+use crate::portal::dial::tls_config;
 use crate::portal::driver::{Driver, PortalConfig};
 use crate::portal::login::{HostFacts, user_agent};
 use crate::portal::messages::{Egress, Interface};
@@ -42,6 +45,8 @@ const ANSWER_FACTOR: u32 = 9;
 pub(super) const QUESTIONS: usize = 16;
 /// How often the host is looked at again, and the device tried again.
 const HOST_CHECK: Duration = Duration::from_secs(5);
+/// How long the last flow logs may take to reach the disk.
+const FLOW_LOG_FAREWELL: Duration = Duration::from_millis(500);
 /// How long the spans of the last moments may take to leave.
 pub(super) const TELEMETRY_FLUSH: Duration = Duration::from_millis(800);
 
@@ -214,6 +219,7 @@ struct SlowPath {
     worker: Option<Stop>,
     network: Option<Arc<Network>>,
     names: dns::Service,
+    flow_logs: FlowLogs,
     resolved: mpsc::UnboundedReceiver<dns::Answer>,
     configured: (
         mpsc::UnboundedSender<Configuration>,
@@ -291,6 +297,16 @@ impl SlowPath {
             }
         };
         let (names, resolved) = dns::Service::start(dns::Settings::default())?;
+        if config.flow_logs {
+            core.log_flows();
+        }
+        let flow_logs = FlowLogs::start(flow_logs::Settings {
+            state_dir: config.state_dir.clone(),
+            tls: tls_config(),
+            user_agent: user_agent(&HostFacts::read(), env!("CARGO_PKG_VERSION")),
+            allow_plain_http: config.api_url.scheme() == "ws",
+            limits: flow_logs::Limits::default(),
+        })?;
         let token_seen = config.token_source.path().and_then(version);
         Ok(Self {
             config,
@@ -307,6 +323,7 @@ impl SlowPath {
             worker: Some(worker),
             network,
             names,
+            flow_logs,
             resolved,
             configured: mpsc::unbounded_channel(),
             checks: mpsc::unbounded_channel(),
@@ -437,11 +454,25 @@ impl SlowPath {
         while let Some(story) = self.core.poll_story() {
             story.record(&opentelemetry::global::tracer(TRACER), Instant::now());
         }
+        let clocks = (Instant::now(), SystemTime::now());
+        while let Some((report, outers)) = self.core.poll_flow_report() {
+            let log = self.config.flow_logs;
+            if let Some(report) = flow_reports::take(&report, &outers, log, clocks) {
+                self.flow_logs.report(report);
+            }
+        }
         while let Some(command) = self.core.poll_command() {
             match command {
                 Command::Configure(interface) => self.configure(interface, Duration::ZERO),
                 Command::Resolve(name) => self.names.resolve(name),
-                Command::ConfigureFlowLogs(_) => {}
+                Command::ConfigureFlowLogs(uploads) => {
+                    self.flow_logs
+                        .configure(uploads.map(|uploads| UploadConfig {
+                            api_url: uploads.api_url,
+                            interval: Duration::from_secs(uploads.interval_secs),
+                            batch_size: uploads.batch_size.try_into().unwrap_or(u32::MAX),
+                        }));
+                }
             }
         }
     }
@@ -521,6 +552,7 @@ impl SlowPath {
         }
         self.around.portal = self.portal.status();
         self.around.dns = self.names.forwarded();
+        self.around.flow_logs = self.flow_logs.counters();
         let status =
             Arc::new(
                 self.publisher
@@ -555,6 +587,7 @@ impl SlowPath {
     fn publish(&mut self) {
         self.around.portal = self.portal.status();
         self.around.dns = self.names.forwarded();
+        self.around.flow_logs = self.flow_logs.counters();
         self.publisher
             .publish(&self.around, Some(&self.core), &self.counters);
     }
@@ -573,6 +606,9 @@ impl SlowPath {
         }
         if let Some(worker) = self.worker.take() {
             worker.stop();
+        }
+        if !self.flow_logs.finish(FLOW_LOG_FAREWELL) {
+            tracing::warn!("Some of the last flow logs were not written");
         }
         self.host.release();
         if let Some(network) = &self.network

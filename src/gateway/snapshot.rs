@@ -6,10 +6,12 @@ use std::time::{Instant, SystemTime};
 
 use super::core::{Core, NO_CONNECTION, unix_seconds};
 use crate::admin::model::{
-    DeviceStatus, DnsStatus, HandshakeStatus, HostFinding, PortalStatus, SCHEMA, Status,
+    DeviceStatus, DnsStatus, FlowLogStatus, HandshakeStatus, HostFinding, PortalStatus, SCHEMA,
+    Status,
 };
 use crate::datapath::counters::Counters;
 use crate::dns::Forwarded;
+use crate::flow_logs::FlowLogCounters;
 
 /// What does not change while the process runs.
 #[derive(Debug, Clone)]
@@ -35,6 +37,8 @@ pub struct Surroundings {
     pub host: Vec<HostFinding>,
     /// The DNS service on the tunnel addresses.
     pub dns: Forwarded,
+    /// What became of flow logs.
+    pub flow_logs: FlowLogCounters,
 }
 
 /// Builds the document; with everything that is known if `complete`, else with what is cheap enough
@@ -76,6 +80,24 @@ pub fn build(
             limited: dns.limited,
             ignored: dns.ignored,
         },
+        flow_logs: flow_logs(&around.flow_logs),
         dropped,
+    }
+}
+
+fn flow_logs(counters: &FlowLogCounters) -> FlowLogStatus {
+    FlowLogStatus {
+        written: counters.written,
+        uploaded: counters.uploaded,
+        upload_failures: counters.upload_failures,
+        dropped: counters.dropped_queue_full
+            + counters.dropped_spool_full
+            + counters.write_errors
+            + counters.rejected
+            + counters.expired,
+        damaged: counters.damaged,
+        spool_bytes: counters.spool_bytes,
+        spool_files: counters.spool_files,
+        last_error: counters.last_error.clone(),
     }
 }

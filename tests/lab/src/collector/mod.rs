@@ -16,6 +16,8 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use opentelemetry_proto::tonic::collector::logs::v1::{
     ExportLogsServiceRequest, ExportLogsServiceResponse,
 };
@@ -25,6 +27,7 @@ use opentelemetry_proto::tonic::collector::metrics::v1::{
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
 use prost::Message;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 pub use span::Span;
 
@@ -41,7 +44,17 @@ pub struct Store {
 #[derive(Default)]
 struct Inner {
     spans: VecDeque<Span>,
+    flow_logs: VecDeque<FlowLog>,
     stats: Stats,
+}
+
+/// An uploaded flow log record.
+#[derive(Debug, Clone, Serialize)]
+pub struct FlowLog {
+    /// What the token in the request says (its claims, unverified).
+    pub claims: Value,
+    /// The record as it came.
+    pub record: Value,
 }
 
 /// Number of things received since start or since the last `DELETE /spans`.
@@ -129,6 +142,8 @@ pub fn router(store: Store) -> Router {
         .route("/v1/logs", post(logs))
         .route("/spans", get(list).delete(clear))
         .route("/stats", get(stats))
+        .route("/ingestion/flow_logs", post(flow_logs))
+        .route("/flow_logs", get(list_flow_logs))
         .route("/healthz", get(|| async { "ok\n" }))
         .layer(DefaultBodyLimit::max(MAX_REQUEST))
         .with_state(store)
@@ -136,6 +151,47 @@ pub fn router(store: Store) -> Router {
 
 async fn list(State(store): State<Store>, Query(filter): Query<Filter>) -> Json<Vec<Span>> {
     Json(store.spans(&filter))
+}
+
+/// Takes flow logs as the portal does: a bearer token, and records of its authorization.
+async fn flow_logs(State(store): State<Store>, headers: HeaderMap, body: Bytes) -> Response {
+    let refuse = |status: StatusCode, why: &str| {
+        tracing::warn!(%status, why, "flow logs refused");
+        store.with(|inner| inner.stats.refused += 1);
+        (status, why.to_owned()).into_response()
+    };
+    let token = headers
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
+    let claims = token
+        .and_then(|token| token.split('.').nth(1))
+        .and_then(|claims| URL_SAFE_NO_PAD.decode(claims).ok())
+        .and_then(|claims| serde_json::from_slice::<Value>(&claims).ok());
+    let Some(claims) = claims else {
+        return refuse(StatusCode::UNAUTHORIZED, "no token");
+    };
+    let Ok(body) = serde_json::from_slice::<Value>(&body) else {
+        return refuse(StatusCode::BAD_REQUEST, "not JSON");
+    };
+    let Some(records) = body["flow_logs"].as_array() else {
+        return refuse(StatusCode::BAD_REQUEST, "no records");
+    };
+    store.with(|inner| {
+        for record in records {
+            inner.flow_logs.push_back(FlowLog {
+                claims: claims.clone(),
+                record: record.clone(),
+            });
+        }
+        while inner.flow_logs.len() > store.capacity {
+            inner.flow_logs.pop_front();
+        }
+    });
+    StatusCode::NO_CONTENT.into_response()
+}
+
+async fn list_flow_logs(State(store): State<Store>) -> Json<Vec<FlowLog>> {
+    Json(store.with(|inner| inner.flow_logs.iter().cloned().collect()))
 }
 
 async fn clear(State(store): State<Store>) -> StatusCode {

@@ -195,7 +195,7 @@ impl Core {
                 account_id: self.store.account_id(),
                 iat: now.unix(),
                 exp: ingest_token::expiry(ends),
-                uploads_enabled: false,
+                uploads_enabled: self.policy.flow_logs.is_some(),
                 role,
                 initiator_device_id: client.peer,
                 responder_device_id: gateway.peer,

@@ -103,6 +103,7 @@ impl Core {
                 })
             })
             .collect();
+        let uploads = self.policy.flow_logs.clone();
         let interface = json!({"ipv4": identity.ipv4, "ipv6": identity.ipv6});
         Some(json!({
             "interface": interface,
@@ -111,8 +112,8 @@ impl Core {
             "relays": self.hand_out_relays(now, id),
             "authorizations": authorizations,
             "flow_logs": {
-                "api_url": "https://logs.example.net/",
-                "upload_interval_secs": 0,
+                "api_url": uploads.as_ref().map_or("https://logs.example.net/", |u| u.api_url.as_str()),
+                "upload_interval_secs": uploads.as_ref().map_or(0, |u| u.interval),
                 "upload_batch_size": 1000,
             },
         }))

@@ -55,6 +55,19 @@ pub struct Policy {
     /// Name resolution of clients.
     #[serde(default)]
     pub dns: Dns,
+    /// Where gateways are to upload flow logs; nowhere by default.
+    #[serde(default)]
+    pub flow_logs: Option<FlowLogs>,
+}
+
+/// Upload of flow logs (§4.8).
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FlowLogs {
+    /// Base of the address.
+    pub api_url: String,
+    /// Seconds between uploads.
+    pub interval: u64,
 }
 
 fn lab() -> String {
