@@ -338,23 +338,42 @@ fn received(lab: &Lab) -> Result<u64> {
 #[ignore = "needs root, coturn and network namespaces"]
 fn the_internet_resource_reaches_the_internet_and_nothing_private() -> Result<()> {
     let mut lab = Lab::new("internet", gateway())?;
+    lab.add_v6()?;
     lab.serve_names(&["--host-record=a.corp.example,10.99.0.2"])?;
     lab.start_surroundings()?;
-    lab.start_web_on("internet", "web-internet", &["--listen", "0.0.0.0:80"])?;
-    lab.net.sh("internet", "ip addr add 192.0.2.1/24 dev br0")?;
-    lab.net
-        .sh("router-g", "ip route add 192.0.2.0/24 via 203.0.113.1")?;
+    let listen = ["--listen", "0.0.0.0:80,[::]:80"];
+    lab.start_web_on("internet", "web-internet", &listen)?;
+    // A network beyond the lab's own, which everybody reaches by the routers.
+    lab.net.sh(
+        "internet",
+        "ip addr add 192.0.2.1/32 dev lo && ip addr add 2001:db8:99::1/128 dev lo",
+    )?;
+    for router in ["router-g", "router-c"] {
+        lab.net.sh(
+            router,
+            "ip route add 192.0.2.1 via 203.0.113.1 && ip route add 2001:db8:99::1 via 2001:db8::1",
+        )?;
+    }
     lab.start_gateway(&[])?;
     lab.wait_ready()?;
     lab.start_client(&["--internet"])?;
-    let body = lab
-        .fetch(&page("192.0.2.1"))
-        .with_context(|| lab.net.logs())?;
-    ensure!(body.contains("203.0.113.20"), "not by the gateway: {body}");
+    for (host, seen) in [
+        ("192.0.2.1", "203.0.113.20"),
+        ("2001:db8:99::1", "2001:db8:20::2"),
+    ] {
+        let body = lab.fetch(&page(host)).with_context(|| lab.net.logs())?;
+        ensure!(body.contains(seen), "not by the gateway: {body}");
+        lab.net
+            .sh("client", &format!("ping -c 2 -i 0.2 -W 5 {host}"))?;
+        refused(&lab, host.parse()?, 81, REFUSED)?;
+        let hops = client(&lab, &format!("traceroute -I -n -q 1 -w 2 -m 5 {host}"))?;
+        ensure!(hops.contains(&format!("  {host}")), "{hops}");
+    }
     let name = lab.resolve("a.corp.example")?;
     fetch(&lab, name.v4)?;
     refused(&lab, "172.31.0.1".parse()?, 80, UNREACHABLE)?;
-    ensure!(dropped(&lab, "internet_refused")? >= 1, "{}", lab.status()?);
+    refused(&lab, "fd31::1".parse()?, 80, NO_ROUTE)?;
+    ensure!(dropped(&lab, "internet_refused")? >= 2, "{}", lab.status()?);
     Ok(())
 }
 

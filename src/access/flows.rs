@@ -8,19 +8,13 @@ use std::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::account::{Account, FlowEnd, FlowReport, Owner, SILENCE, of_family};
+use super::limits::{ASSURED_FLOWS, MAX_FLOWS, MAX_FLOWS_TOTAL};
 use super::policy::TunnelAddresses;
 use super::ranges;
 use super::verdict::DropReason;
 use crate::ids::ClientId;
 use crate::packet::translate::Embedded;
 use crate::packet::{FlowHash, Meta, TcpFlags, protocol};
-
-/// Most flows of one client.
-pub const MAX_FLOWS: usize = 16_384;
-/// Most flows of all clients together.
-pub const MAX_FLOWS_TOTAL: usize = 1 << 20;
-/// Flows that a client gets even when the total is used up, so that others cannot lock it out.
-pub const ASSURED_FLOWS: usize = 64;
 
 /// An idle TCP connection is forgotten after this (RFC 5382 REQ-5, data-path spec §9).
 const TCP_IDLE: Duration = Duration::from_secs(7440);

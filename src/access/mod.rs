@@ -10,6 +10,7 @@ mod filter;
 pub mod flows;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
+pub mod limits;
 pub mod names;
 mod open_ports;
 mod pattern;

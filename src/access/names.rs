@@ -4,16 +4,10 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
+use super::limits::{MAX_PROXIES, MAX_PROXIES_OF_DOMAIN};
 use super::ranges;
 use crate::ids::ResourceId;
 use crate::packet::FlowHash;
-
-/// Most proxy addresses of one client; beyond it the domain announced longest ago is forgotten. A
-/// client uses four to eight per domain, and names few domains in a day.
-pub const MAX_PROXIES: usize = 16_384;
-
-/// Most proxy addresses of one domain; more are left out.
-pub const MAX_PROXIES_OF_DOMAIN: usize = 64;
 
 /// What a domain resolves to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

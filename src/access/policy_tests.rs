@@ -1214,7 +1214,7 @@ fn an_address_that_made_room_and_was_given_to_another_name_leads_to_that_one() {
     namer.announce(1, "a.example", &[PROXY.into()], &[HOST.into()]);
     namer.connect(PROXY, 443);
     namer.access.reject(client_id(1), resource_id(1));
-    let others: Vec<IpAddr> = (0..crate::access::names::MAX_PROXIES as u32)
+    let others: Vec<IpAddr> = (0..crate::access::limits::MAX_PROXIES as u32)
         .map(|n| Ipv4Addr::from_bits(Ipv4Addr::new(100, 97, 0, 0).to_bits() + n).into())
         .collect();
     for (n, some) in others.chunks(64).enumerate() {

@@ -48,6 +48,9 @@ pub struct Status {
     /// Flows of all clients.
     #[serde(default)]
     pub flows: usize,
+    /// Names that were forgotten because their client used too many, since start.
+    #[serde(default)]
+    pub names_evicted: u64,
     /// The DNS service on the gateway's tunnel addresses.
     #[serde(default)]
     pub dns: DnsStatus,

@@ -80,6 +80,8 @@ pub struct Core {
     outbox: Outbox,
     set_ups: SetUps,
     resolutions: Resolutions,
+    /// Names that were forgotten for lack of room.
+    names_evicted: u64,
     /// Whether flows are accounted for, whatever the portal says.
     log_flows: bool,
     /// What the portal said of uploads.
@@ -119,6 +121,7 @@ impl Core {
             outbox: Outbox::default(),
             set_ups: SetUps::default(),
             resolutions: Resolutions::default(),
+            names_evicted: 0,
             log_flows: false,
             uploads: None,
             outers: BTreeMap::new(),
@@ -446,6 +449,7 @@ impl Core {
             match &outcome {
                 Ok(done) => {
                     if done.evicted > 0 {
+                        self.names_evicted += done.evicted as u64;
                         tracing::warn!(%client, evicted = done.evicted, "The client uses too many names; the oldest were forgotten");
                     }
                     tracing::debug!(%client, domain, ?resolved, "name resolved");
@@ -752,6 +756,11 @@ impl Core {
     /// Number of flows of all clients.
     pub fn flow_count(&self) -> usize {
         self.access.flow_count()
+    }
+
+    /// Names that were forgotten for lack of room, since start.
+    pub fn names_evicted(&self) -> u64 {
+        self.names_evicted
     }
 
     /// What to show about handshakes.

@@ -40,6 +40,51 @@ fn private() -> StaticSecret {
     StaticSecret::from([5; 32])
 }
 
+fn init() -> Init {
+    Init {
+        interface: Interface {
+            ipv4: Ipv4Addr::new(100, 64, 0, 1),
+            ipv6: "fd00:2021:1111::1".parse::<Ipv6Addr>().unwrap(),
+        },
+        relays: Vec::new(),
+        authorizations: Vec::new(),
+        account_slug: None,
+        flow_logs: None,
+    }
+}
+
+fn authorization(
+    resource: u128,
+    key: &StaticSecret,
+    expires_at: Option<u64>,
+) -> CreateAuthorization {
+    CreateAuthorization {
+        reference: format!("ref-{resource}"),
+        resource: Resource::Cidr(CidrResource {
+            id: resource_id(resource),
+            address: "10.0.0.0/8".parse().unwrap(),
+            name: "net".into(),
+            filters: Vec::new(),
+        }),
+        client: ClientPeer {
+            id: client_id(),
+            public_key: PublicKey::from(key).to_bytes(),
+            preshared_key: PresharedKey([3; 32]),
+            ipv4: Ipv4Addr::new(100, 64, 0, 9),
+            ipv6: "fd00:2021:1111::9".parse().unwrap(),
+            version: None,
+        },
+        client_ice_credentials: creds("clnt"),
+        gateway_ice_credentials: creds("gtwy"),
+        expires_at,
+        use_iceless: false,
+        flow_logs_ingest_token: None,
+    }
+}
+
+#[path = "core_names_tests.rs"]
+mod names;
+
 struct World {
     now: Instant,
     core: Core,
@@ -65,19 +110,12 @@ impl World {
     }
 
     fn init(&mut self, authorizations: &[AuthorizationEntry]) {
-        self.core.handle_portal(
-            self.now,
-            Ingress::Init(Init {
-                interface: Interface {
-                    ipv4: Ipv4Addr::new(100, 64, 0, 1),
-                    ipv6: "fd00:2021:1111::1".parse::<Ipv6Addr>().unwrap(),
-                },
-                relays: Vec::new(),
-                authorizations: authorizations.to_vec(),
-                account_slug: None,
-                flow_logs: None,
-            }),
-        );
+        let authorizations = authorizations.to_vec();
+        let init = Init {
+            authorizations,
+            ..init()
+        };
+        self.core.handle_portal(self.now, Ingress::Init(init));
     }
 
     fn authorize(&mut self, resource: u128) {
@@ -85,30 +123,10 @@ impl World {
     }
 
     fn authorize_with(&mut self, resource: u128, key: &StaticSecret, expires_at: Option<u64>) {
+        let authorization = authorization(resource, key, expires_at);
         self.core.handle_portal(
             self.now,
-            Ingress::CreateAuthorization(Box::new(CreateAuthorization {
-                reference: format!("ref-{resource}"),
-                resource: Resource::Cidr(CidrResource {
-                    id: resource_id(resource),
-                    address: "10.0.0.0/8".parse().unwrap(),
-                    name: "net".into(),
-                    filters: Vec::new(),
-                }),
-                client: ClientPeer {
-                    id: client_id(),
-                    public_key: PublicKey::from(key).to_bytes(),
-                    preshared_key: PresharedKey([3; 32]),
-                    ipv4: Ipv4Addr::new(100, 64, 0, 9),
-                    ipv6: "fd00:2021:1111::9".parse().unwrap(),
-                    version: None,
-                },
-                client_ice_credentials: creds("clnt"),
-                gateway_ice_credentials: creds("gtwy"),
-                expires_at,
-                use_iceless: false,
-                flow_logs_ingest_token: None,
-            })),
+            Ingress::CreateAuthorization(Box::new(authorization)),
         );
     }
 

@@ -6,12 +6,10 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
+use crate::access::limits::{
+    MAX_RESOLUTIONS as MAX_NAMES, MAX_RESOLUTIONS_OF_CLIENT as MAX_PER_CLIENT,
+};
 use crate::ids::{ClientId, ResourceId};
-
-/// Names under way at once (data-path spec §9).
-const MAX_NAMES: usize = 1000;
-/// Announcements of one client that may wait, so that none takes all places.
-const MAX_PER_CLIENT: usize = 64;
 
 /// An announcement that waits.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -74,6 +74,7 @@ pub fn build(
         host: around.host.clone(),
         handshakes: core.map_or_else(HandshakeStatus::default, Core::handshakes),
         flows: core.map_or(0, Core::flow_count),
+        names_evicted: core.map_or(0, Core::names_evicted),
         dns: DnsStatus {
             answered: dns.answered,
             failed: dns.failed,

@@ -1,0 +1,223 @@
+//! Announcements of names, and what flow logs are told.
+
+use std::net::IpAddr;
+
+use super::*;
+use crate::access::Resolved;
+use crate::packet::{Meta, samples};
+use crate::portal::messages::DnsResource;
+
+const PROXY: &str = "100.96.0.1";
+
+impl World {
+    fn authorize_names(&mut self, resource: u128, pattern: &str, token: Option<&str>) {
+        let mut authorization = authorization(resource, &private(), None);
+        authorization.resource = Resource::Dns(DnsResource {
+            id: resource_id(resource),
+            address: pattern.into(),
+            name: "names".into(),
+            filters: Vec::new(),
+        });
+        authorization.flow_logs_ingest_token = token.map(|token| token.to_owned().into());
+        self.core.handle_portal(
+            self.now,
+            Ingress::CreateAuthorization(Box::new(authorization)),
+        );
+    }
+
+    fn announce(&mut self, resource: u128, domain: &str) {
+        let id = resource_id(resource);
+        let body = serde_json::json!({"resource": id, "domain": domain, "proxy_ips": [PROXY]});
+        let packet = samples::control(0, body.to_string().as_bytes());
+        self.core.handle_control(self.now, client_id(), &packet);
+    }
+
+    fn resolve(&mut self, name: &str, addresses: Option<&[[u8; 4]]>) {
+        let resolved = Resolved {
+            ipv4: addresses.map(|all| all.iter().map(|a| (*a).into()).collect()),
+            ipv6: addresses.map(|_| vec![]),
+        };
+        self.core.resolved(self.now, name, &resolved);
+    }
+
+    /// What the client is told of its names.
+    fn told(&mut self, tunn: &mut Tunn) -> Vec<(String, bool)> {
+        let mut buffer = [0; 2048];
+        let mut told = Vec::new();
+        for message in self.wireguard_out() {
+            if let TunnResult::WriteToTunnelV6(packet, _) =
+                tunn.decapsulate(None, &message, &mut buffer)
+                && let Ok(Control::DomainStatus { domain, active, .. }) = control::parse(packet)
+            {
+                told.push((domain, active));
+            }
+        }
+        told
+    }
+
+    fn commands(&mut self) -> Vec<Command> {
+        std::iter::from_fn(|| self.core.poll_command()).collect()
+    }
+
+    /// The real address behind the proxy, if a packet to it passes.
+    fn destination(&self) -> Option<IpAddr> {
+        let policy = self.core.access.policy(client_id())?;
+        let packet = samples::udp4([100, 64, 0, 9], [100, 96, 0, 1], 1000, 53, b"x");
+        let meta = Meta::parse(&packet).unwrap();
+        let flow = policy.admit_outbound(&meta, self.now).ok()?.flow?;
+        flow.count_out(&meta);
+        Some(flow.outside())
+    }
+}
+
+fn connected(pattern: &str, token: Option<&str>) -> (World, Tunn) {
+    let mut w = World::new();
+    w.authorize_names(1, pattern, token);
+    let tunn = w.connect_client();
+    w.commands();
+    w.wireguard_out();
+    (w, tunn)
+}
+
+#[test]
+fn a_name_is_resolved_once_and_confirmed_to_all_who_asked() {
+    let (mut w, mut tunn) = connected("**.Example", None);
+    w.announce(1, "Db.example");
+    w.announce(1, "Db.example");
+    assert_eq!(w.commands(), [Command::Resolve("db.example".into())]);
+    assert_eq!(w.told(&mut tunn), []);
+    w.resolve("db.example", Some(&[[10, 0, 0, 1]]));
+    assert_eq!(w.told(&mut tunn), [("Db.example".to_owned(), true)]);
+    assert_eq!(w.destination(), Some([10, 0, 0, 1].into()));
+    // Each later announcement asks again.
+    w.announce(1, "Db.example");
+    assert_eq!(w.commands().len(), 1);
+}
+
+#[test]
+fn what_a_client_may_not_announce_is_refused_at_once() {
+    let (mut w, mut tunn) = connected("*.example", None);
+    w.announce(1, "a.b.example");
+    w.announce(2, "a.example");
+    assert_eq!(w.commands(), []);
+    let refused = |name: &str| (name.to_owned(), false);
+    assert_eq!(
+        w.told(&mut tunn),
+        [refused("a.b.example"), refused("a.example")]
+    );
+}
+
+#[test]
+fn a_name_that_does_not_exist_is_active_and_one_that_cannot_be_resolved_is_not() {
+    let (mut w, mut tunn) = connected("**.example", None);
+    w.announce(1, "a.example");
+    w.resolve("a.example", Some(&[]));
+    assert_eq!(w.told(&mut tunn), [("a.example".to_owned(), true)]);
+    assert_eq!(w.destination(), None);
+    w.announce(1, "a.example");
+    w.resolve("a.example", None);
+    assert_eq!(w.told(&mut tunn), [("a.example".to_owned(), false)]);
+    for (addresses, active) in [(Some([[10, 0, 0, 7]]), true), (None, true)] {
+        w.announce(1, "a.example");
+        w.resolve("a.example", addresses.as_ref().map(<[_; 1]>::as_slice));
+        assert_eq!(w.told(&mut tunn), [("a.example".to_owned(), active)]);
+        assert_eq!(w.destination(), Some([10, 0, 0, 7].into()));
+    }
+}
+
+#[test]
+fn what_is_taken_back_while_its_name_is_resolved_is_not_confirmed() {
+    let (mut w, mut tunn) = connected("**.example", None);
+    w.authorize(2);
+    w.announce(1, "a.example");
+    w.core.handle_portal(
+        w.now,
+        Ingress::RejectAccess {
+            client_id: client_id(),
+            resource_id: resource_id(1),
+        },
+    );
+    w.wireguard_out();
+    w.resolve("a.example", Some(&[[10, 0, 0, 1]]));
+    assert_eq!(w.told(&mut tunn), [("a.example".to_owned(), false)]);
+}
+
+#[test]
+fn unreadable_control_packets_are_counted() {
+    let (mut w, _tunn) = connected("**.example", None);
+    let before = w.core.counters.dropped(DropReason::MalformedControl);
+    let packet = samples::control(0, b"{}");
+    w.core.handle_control(w.now, client_id(), &packet);
+    let after = w.core.counters.dropped(DropReason::MalformedControl);
+    assert_eq!(after, before + 1);
+}
+
+#[test]
+fn a_client_that_announces_too_much_is_held_back() {
+    let (mut w, mut tunn) = connected("**.example", None);
+    for n in 0..100 {
+        w.announce(1, &format!("n{n}.example"));
+    }
+    assert_eq!(w.commands().len(), 64);
+    let limited = w.core.counters.dropped(DropReason::ControlLimited);
+    assert_eq!(limited, 36);
+    assert_eq!(w.told(&mut tunn), [], "it will announce them again");
+}
+
+#[test]
+fn flows_are_told_with_the_way_they_took_and_an_odd_token_costs_nothing() {
+    let (mut w, _tunn) = connected("**.example", Some("odd"));
+    w.core.log_flows();
+    w.announce(1, "a.example");
+    w.resolve("a.example", Some(&[[10, 0, 0, 1]]));
+    assert!(w.destination().is_some(), "access in spite of the token");
+    w.now += Duration::from_secs(1);
+    w.core.handle_timeout(w.now);
+    let (report, outers) = w.core.poll_flow_report().unwrap();
+    assert_eq!(report.domain.as_deref(), Some("a.example"));
+    assert!(report.ended.is_none() && report.authorization.is_none());
+    assert_eq!(outers.len(), 1);
+    assert_eq!(outers[0].client, sock(CLIENT));
+    assert_eq!(outers[0].gateway, sock(GATEWAY));
+    w.core.shutdown(w.now);
+    let (report, outers) = w.core.poll_flow_report().unwrap();
+    assert_eq!(report.ended.unwrap().counted.out_packets, 1);
+    assert_eq!(outers.len(), 1, "known to the end");
+    assert!(w.core.poll_flow_report().is_none());
+}
+
+#[test]
+fn the_portal_switches_accounting_on_and_says_where_to_upload_once() {
+    let (mut w, _tunn) = connected("**.example", None);
+    let uploads = FlowLogUploads {
+        api_url: "https://logs.example.net/".into(),
+        interval_secs: 60,
+        batch_size: 0,
+    };
+    let listed = vec![AuthorizationEntry {
+        client_id: client_id(),
+        resource_id: resource_id(1),
+        expires_at: None,
+    }];
+    for (flow_logs, told) in [
+        (Some(uploads.clone()), true),
+        (Some(uploads.clone()), false),
+        (None, true),
+    ] {
+        w.core.handle_portal(
+            w.now,
+            Ingress::Init(Init {
+                flow_logs: flow_logs.clone(),
+                authorizations: listed.clone(),
+                ..init()
+            }),
+        );
+        let expected = told.then_some(Command::ConfigureFlowLogs(flow_logs));
+        let configured: Vec<Command> = w
+            .commands()
+            .into_iter()
+            .filter(|c| matches!(c, Command::ConfigureFlowLogs(_)))
+            .collect();
+        assert_eq!(configured, expected.into_iter().collect::<Vec<_>>());
+    }
+}
