@@ -72,6 +72,16 @@ fn a_page_comes_through_the_tunnel_direct_and_masqueraded() -> Result<()> {
     ensure!(client["last_handshake_at"].is_number(), "{client}");
     ensure!(status["portal"]["state"] == "joined", "{status}");
     ensure!(status["relays"][0]["state"] == "allocated", "{status}");
+    let metrics = lab
+        .net
+        .output("gateway", "curl -sS -f http://127.0.0.1:8080/metrics")?;
+    for wanted in [
+        "gateway_health{probe=\"ready\"} 1",
+        "gateway_clients{client_path=\"direct\"} 1",
+        "gateway_relays{state=\"allocated\"} 1",
+    ] {
+        ensure!(metrics.lines().any(|l| l == wanted), "{wanted}: {metrics}");
+    }
     let end = Instant::now() + Duration::from_secs(10);
     loop {
         let told = lab.spans("connection.establish")?;

@@ -37,6 +37,7 @@ pub use self::{
 };
 use self::{health::Tracker, listener::Bounded, model::Status};
 use crate::config::Probe;
+use crate::telemetry::metrics::{Metrics, Reading};
 
 /// How long requests under way may take once the server is to end.
 const LINGER: Duration = Duration::from_secs(2);
@@ -71,6 +72,7 @@ pub struct AdminState {
     liveness: Liveness,
     drain: Drain,
     tracker: Arc<Mutex<Tracker>>,
+    metrics: Option<Arc<Metrics>>,
 }
 
 impl AdminState {
@@ -82,6 +84,25 @@ impl AdminState {
             liveness,
             drain,
             tracker: Arc::default(),
+            metrics: None,
+        }
+    }
+
+    /// With metrics to show.
+    #[must_use]
+    pub fn measured(mut self, metrics: Arc<Metrics>) -> Self {
+        self.metrics = Some(metrics);
+        self
+    }
+
+    /// What metrics are read from, as of now.
+    pub fn reading(&self) -> Reading {
+        let now = Moment::now();
+        let passes = |probe| self.report(probe, now).passed;
+        Reading {
+            status: self.status(),
+            unix: now.unix,
+            health: [Probe::Live, Probe::Started, Probe::Ready].map(passes),
         }
     }
 

@@ -45,6 +45,9 @@ pub struct Status {
     /// WireGuard handshakes.
     #[serde(default)]
     pub handshakes: HandshakeStatus,
+    /// Inner packets that passed since start, of clients that are gone, too.
+    #[serde(default)]
+    pub traffic: TrafficStatus,
     /// Flows of all clients.
     #[serde(default)]
     pub flows: usize,
@@ -80,6 +83,19 @@ pub struct FlowLogStatus {
     pub spool_files: u64,
     /// What went wrong last.
     pub last_error: Option<String>,
+}
+
+/// Inner packets that passed since start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrafficStatus {
+    /// Bytes from clients.
+    pub rx_bytes: u64,
+    /// Bytes to clients.
+    pub tx_bytes: u64,
+    /// Packets from clients.
+    pub rx_packets: u64,
+    /// Packets to clients.
+    pub tx_packets: u64,
 }
 
 /// What became of DNS queries to the gateway's tunnel addresses since start.
@@ -154,6 +170,25 @@ pub enum PortalState {
     GaveUp,
     /// Closed on purpose.
     Closed,
+}
+
+impl PortalState {
+    /// Every state as it is written.
+    pub const NAMES: [&'static str; 8] = [
+        "idle",
+        "connecting",
+        "joining",
+        "joined",
+        "waiting",
+        "blocked",
+        "gave_up",
+        "closed",
+    ];
+
+    /// As it is written.
+    pub const fn as_str(self) -> &'static str {
+        Self::NAMES[self as usize]
+    }
 }
 
 /// The retry policy of the present outage.

@@ -28,6 +28,7 @@ firezone-gateway
 /readyz    200 while joined to the portal, with a working device and a usable relay, and not
            shutting down. For monitoring and rollouts, never for restarts.
 /status    What the gateway is doing, as JSON.
+/metrics   Numbers for Prometheus.
 
 The first three take ?verbose, ?exclude=NAME and `Accept: application/json`.
 ";
@@ -40,6 +41,7 @@ pub(super) fn router(state: AdminState) -> Router {
         .route("/startupz", get(started))
         .route("/readyz", get(ready))
         .route("/status", get(status))
+        .route("/metrics", get(metrics))
         .fallback(unknown)
         .layer(middleware::map_response(finish))
         .with_state(state)
@@ -69,6 +71,23 @@ async fn unknown() -> Response {
 
 async fn status(State(state): State<AdminState>) -> Response {
     Json(&*state.complete_status().await).into_response()
+}
+
+/// The text format of Prometheus, version 0.0.4.
+const PROMETHEUS: HeaderValue =
+    HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+
+async fn metrics(State(state): State<AdminState>) -> Response {
+    let Some(metrics) = &state.metrics else {
+        return (StatusCode::NOT_FOUND, "no metrics here\n").into_response();
+    };
+    match metrics.render() {
+        Ok(text) => ([(CONTENT_TYPE, PROMETHEUS)], text).into_response(),
+        Err(error) => {
+            let text = format!("metrics cannot be written: {error}\n");
+            (StatusCode::INTERNAL_SERVER_ERROR, text).into_response()
+        }
+    }
 }
 
 type Parameters = Query<Vec<(String, String)>>;

@@ -21,6 +21,7 @@ use crate::config::{
     ExitStatus, FixedEnv, Settings,
     cli::{HealthcheckArgs, StatusArgs},
 };
+use crate::telemetry::metrics::Metrics;
 
 /// Whole seconds, which survive JSON to the last bit.
 fn now() -> f64 {
@@ -125,6 +126,49 @@ impl Server {
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         answer
+    }
+}
+
+#[test]
+fn metrics_are_told_in_the_format_of_prometheus_if_there_are_any() {
+    let server = Server::start(good());
+    assert_eq!(server.code("/metrics"), 404);
+
+    let state = server.state.clone();
+    let read = state.clone();
+    let resource = opentelemetry_sdk::Resource::builder_empty().build();
+    let metrics = Metrics::new(resource, None, move || read.reading()).unwrap();
+    let state = state.measured(Arc::new(metrics));
+    let listener = server
+        .runtime
+        .block_on(bind("127.0.0.1:0".parse().unwrap()))
+        .unwrap();
+    let address = listener.local_addr().unwrap();
+    let endless = std::future::pending();
+    server.runtime.spawn(serve(listener, state, endless));
+    let answer = ask(address, "/metrics").unwrap();
+    assert_eq!(answer.code, 200);
+    let joined = "gateway_portal_state{state=\"joined\"} 1\n";
+    assert!(answer.body.contains(joined), "{}", answer.body);
+    let ready = "gateway_health{probe=\"ready\"} 1\n";
+    assert!(answer.body.contains(ready), "{}", answer.body);
+    server.change(|status| status.portal.state = PortalState::Waiting);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while ask(address, "/metrics").unwrap().body.contains(joined) {
+        assert!(Instant::now() < deadline, "the change is not seen");
+    }
+}
+
+#[test]
+fn states_of_the_portal_are_written_the_same_everywhere() {
+    for (state, name) in [
+        (PortalState::Idle, "idle"),
+        (PortalState::Joined, "joined"),
+        (PortalState::GaveUp, "gave_up"),
+        (PortalState::Closed, "closed"),
+    ] {
+        assert_eq!(state.as_str(), name);
+        assert_eq!(serde_json::to_value(state).unwrap(), name);
     }
 }
 

@@ -17,7 +17,7 @@ use super::{
     token::{self, NAME as TOKEN},
     values::{self, Wrong, wrong},
 };
-use crate::telemetry::{self, TraceExport};
+use crate::telemetry::{self, Export, Signal};
 
 const TOKEN_FILE: &str = "FIREZONE_TOKEN_FILE";
 const HEALTH_CHECK_ADDR: &str = "HEALTH_CHECK_ADDR";
@@ -206,6 +206,7 @@ impl<'a> Loader<'a> {
             String::clone,
         );
         let export = self.export();
+        let metrics = self.metrics_export();
 
         let tun_name = self.setting(
             ("FIREZONE_TUN_NAME", "--tun-name"),
@@ -287,6 +288,7 @@ impl<'a> Loader<'a> {
                 log_filter: log_filter?,
                 resource: telemetry::resource_attributes(self.env, &identity.id),
                 export,
+                metrics,
             },
             identity,
             notices: Vec::new(),
@@ -574,13 +576,13 @@ impl<'a> Loader<'a> {
         Some(name)
     }
 
-    fn export(&mut self) -> TraceExport {
-        let export = TraceExport::decide(self.env);
+    fn export(&mut self) -> Export {
+        let export = Export::decide(self.env, Signal::Traces);
         let (value, setting) = match &export {
-            TraceExport::On { endpoint, setting } => (endpoint.to_string(), *setting),
-            TraceExport::Off { setting, why, .. } => (format!("off: {why}"), *setting),
+            Export::On { endpoint, setting } => (endpoint.to_string(), *setting),
+            Export::Off { setting, why, .. } => (format!("off: {why}"), *setting),
         };
-        if let TraceExport::Off {
+        if let Export::Off {
             setting,
             why,
             mistaken: true,
@@ -596,6 +598,28 @@ impl<'a> Loader<'a> {
         export
     }
 
+    /// As [`Self::export`]; what both have in common is told there.
+    fn metrics_export(&mut self) -> Export {
+        let export = Export::decide(self.env, Signal::Metrics);
+        let (value, setting) = match &export {
+            Export::On { endpoint, setting } => (endpoint.to_string(), *setting),
+            Export::Off { setting, why, .. } => (format!("off: {why}"), *setting),
+        };
+        if !setting.contains("METRICS") {
+            return export;
+        }
+        if let Export::Off {
+            why,
+            mistaken: true,
+            ..
+        } = &export
+        {
+            self.notice(setting, format!("no metrics are pushed: {why}"));
+        }
+        self.show(setting, value, "environment".to_owned());
+        export
+    }
+
     /// Settings of the stock gateway that have no meaning here.
     fn ignored(&mut self, cli: &Settings) {
         let settings: [(&'static str, Option<&str>, &str); 4] = [
@@ -607,7 +631,7 @@ impl<'a> Loader<'a> {
             (
                 "FIREZONE_METRICS",
                 cli.metrics.as_deref(),
-                "ignored; see /status, and OTEL_EXPORTER_OTLP_ENDPOINT for traces",
+                "ignored; fetch /metrics, or set OTEL_EXPORTER_OTLP_ENDPOINT to have them pushed",
             ),
             (
                 "OTLP_GRPC_ENDPOINT",

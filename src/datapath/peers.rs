@@ -2,7 +2,6 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -71,38 +70,6 @@ impl PathKind {
     }
 }
 
-/// Traffic counters of one client; inner packets only.
-#[derive(Debug, Default)]
-pub struct Traffic {
-    /// Bytes from the client.
-    pub rx_bytes: AtomicU64,
-    /// Bytes to the client.
-    pub tx_bytes: AtomicU64,
-    /// Packets from the client.
-    pub rx_packets: AtomicU64,
-    /// Packets to the client.
-    pub tx_packets: AtomicU64,
-}
-
-impl Traffic {
-    /// Counts packets from the client.
-    pub fn received(&self, packets: u64, bytes: u64) {
-        self.rx_packets.fetch_add(packets, Ordering::Relaxed);
-        self.rx_bytes.fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    /// Counts packets to the client.
-    pub fn sent(&self, packets: u64, bytes: u64) {
-        self.tx_packets.fetch_add(packets, Ordering::Relaxed);
-        self.tx_bytes.fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    /// Sum of packets both ways; changes when the client is active.
-    pub fn packets(&self) -> u64 {
-        self.rx_packets.load(Ordering::Relaxed) + self.tx_packets.load(Ordering::Relaxed)
-    }
-}
-
 /// Limits ICMP answers to denied packets, so that a client's port scan is not amplified.
 #[derive(Debug, Default)]
 pub struct ReplyBudget {
@@ -138,10 +105,8 @@ pub struct Peer {
     pub index: u32,
     /// Who it is.
     pub client: ClientId,
-    /// Its counters.
-    pub traffic: Traffic,
-    /// Its packets that went nowhere, both ways.
-    pub drops: Counters,
+    /// What passed, and what went nowhere, both ways.
+    pub counters: Counters,
     replies: Mutex<ReplyBudget>,
     /// What [`PeerTable::set_addresses`] routes to it.
     addresses: Mutex<Vec<IpAddr>>,
@@ -156,8 +121,7 @@ impl Peer {
         Self {
             index,
             client,
-            traffic: Traffic::default(),
-            drops: Counters::new(),
+            counters: Counters::new(),
             replies: Mutex::new(ReplyBudget::default()),
             addresses: Mutex::default(),
             tunn: Mutex::new(tunn),

@@ -370,7 +370,9 @@ impl State {
                         translate::outbound(packet, &meta, flow.outside(), flow.outside_port());
                     }
                 }
-                receiver.peer.traffic.received(1, packet.len() as u64);
+                let len = packet.len() as u64;
+                receiver.peer.counters.traffic.received(1, len);
+                self.io.counters.traffic.received(1, len);
                 if self.io.tun.write(packet).is_err() {
                     self.drop_of(&receiver.peer, DropReason::DeviceWriteFailed);
                 }
@@ -393,7 +395,7 @@ impl State {
     /// Counts a packet of a client that goes nowhere, for the client and in all.
     fn drop_of(&self, peer: &Peer, reason: DropReason) {
         self.io.counters.count(reason, 1);
-        peer.drops.count(reason, 1);
+        peer.counters.count(reason, 1);
     }
 
     /// Tells the client's application why its packet went nowhere (data-path spec §5.3).
@@ -468,7 +470,8 @@ impl State {
         }
         let mut tunn = sender.peer.tunn();
         if self.encrypt(&sender.peer, &mut tunn, path, packet) {
-            sender.peer.traffic.sent(1, packet.len() as u64);
+            sender.peer.counters.traffic.sent(1, packet.len() as u64);
+            self.io.counters.traffic.sent(1, packet.len() as u64);
         }
     }
 

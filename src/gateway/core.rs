@@ -543,7 +543,7 @@ impl Core {
             let Some(peer) = self.wireguard.peer(*client) else {
                 continue;
             };
-            let packets = peer.traffic.packets();
+            let packets = peer.counters.traffic.packets();
             if packets != state.packets {
                 state.packets = packets;
                 active.push(*client);
@@ -829,12 +829,12 @@ impl Core {
                     remote_candidate_count: details.remote_candidate_count,
                     remote_candidates: details.remote_candidates,
                     last_handshake_at: self.wireguard.last_handshake(client).map(unix),
-                    rx_bytes: peer.map_or(0, |p| p.traffic.rx_bytes.load(Relaxed)),
-                    tx_bytes: peer.map_or(0, |p| p.traffic.tx_bytes.load(Relaxed)),
+                    rx_bytes: peer.map_or(0, |p| p.counters.traffic.rx_bytes.load(Relaxed)),
+                    tx_bytes: peer.map_or(0, |p| p.counters.traffic.tx_bytes.load(Relaxed)),
                     flows: self.access.sizes(client).flows,
                     domains: self.access.sizes(client).domains,
                     dropped: peer.map_or_else(BTreeMap::new, |p| {
-                        let drops = p.drops.all();
+                        let drops = p.counters.all();
                         drops
                             .map(|(reason, n)| (reason.as_str().to_owned(), n))
                             .collect()

@@ -49,10 +49,11 @@ pub fn run(config: Config, telemetry: telemetry::Guard) -> anyhow::Result<ExitSt
     let liveness = Liveness::default();
     let drain = Drain::default();
     let (asking, questions) = mpsc::channel(slow_path::QUESTIONS);
-    start_admin(
-        &config,
-        AdminState::new(watcher, liveness.clone(), drain.clone()).asking(asking),
-    )?;
+    let state = AdminState::new(watcher, liveness.clone(), drain.clone()).asking(asking);
+    let read = state.clone();
+    let metrics = telemetry::metrics(&config.telemetry, move || read.reading())?;
+    let metrics = Arc::new(metrics);
+    start_admin(&config, state.measured(Arc::clone(&metrics)))?;
 
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -61,7 +62,16 @@ pub fn run(config: Config, telemetry: telemetry::Guard) -> anyhow::Result<ExitSt
     let exit = runtime.block_on(slow_path::run(
         config, facts, status, questions, liveness, drain,
     ));
+    let deadline = std::time::Instant::now() + slow_path::TELEMETRY_FLUSH;
+    let (done, pushed) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        // Nobody waits any more when the limit has passed.
+        let _ = done.send(metrics.shutdown());
+    });
     telemetry.shutdown(slow_path::TELEMETRY_FLUSH);
+    // A collector that hangs must not hold up the end.
+    let left = deadline.saturating_duration_since(std::time::Instant::now());
+    let _ = pushed.recv_timeout(left);
     // Tasks that still wait for the network must not hold up the end.
     runtime.shutdown_background();
     exit

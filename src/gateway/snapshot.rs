@@ -7,7 +7,7 @@ use std::time::{Instant, SystemTime};
 use super::core::{Core, NO_CONNECTION, unix_seconds};
 use crate::admin::model::{
     DeviceStatus, DnsStatus, FlowLogStatus, HandshakeStatus, HostFinding, PortalStatus, SCHEMA,
-    Status,
+    Status, TrafficStatus,
 };
 use crate::datapath::counters::Counters;
 use crate::dns::Forwarded;
@@ -73,6 +73,7 @@ pub fn build(
         device: around.device.clone(),
         host: around.host.clone(),
         handshakes: core.map_or_else(HandshakeStatus::default, Core::handshakes),
+        traffic: traffic(counters),
         flows: core.map_or(0, Core::flow_count),
         names_evicted: core.map_or(0, Core::names_evicted),
         dns: DnsStatus {
@@ -83,6 +84,21 @@ pub fn build(
         },
         flow_logs: flow_logs(&around.flow_logs),
         dropped,
+    }
+}
+
+fn traffic(counters: &[Arc<Counters>]) -> TrafficStatus {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    let sum = |part: fn(&Counters) -> &AtomicU64| -> u64 {
+        let parts = counters.iter().map(|c| part(c).load(Ordering::Relaxed));
+        parts.sum()
+    };
+    TrafficStatus {
+        rx_bytes: sum(|c| &c.traffic.rx_bytes),
+        tx_bytes: sum(|c| &c.traffic.tx_bytes),
+        rx_packets: sum(|c| &c.traffic.rx_packets),
+        tx_packets: sum(|c| &c.traffic.tx_packets),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Whether and where spans are exported, from the standard `OTEL_*` variables, including those that
+//! Whether and where spans and metrics are exported, from the standard `OTEL_*` variables, including those that
 //! the SDK does not read itself.
 
 use std::fmt;
@@ -10,9 +10,45 @@ use super::names;
 use crate::config::Env;
 
 const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
-const TRACES_ENDPOINT: &str = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT";
+const PROTOCOL: &str = "OTEL_EXPORTER_OTLP_PROTOCOL";
 
-/// URL that spans are posted to. May hold a password, so that showing it leaves that out.
+/// What is exported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Signal {
+    /// Spans.
+    Traces,
+    /// Values of instruments.
+    Metrics,
+}
+
+/// The variables of one signal.
+struct Variables {
+    endpoint: &'static str,
+    path: &'static str,
+    exporter: &'static str,
+    protocol: &'static str,
+}
+
+impl Signal {
+    fn variables(self) -> Variables {
+        match self {
+            Self::Traces => Variables {
+                endpoint: "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+                path: "/v1/traces",
+                exporter: "OTEL_TRACES_EXPORTER",
+                protocol: "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
+            },
+            Self::Metrics => Variables {
+                endpoint: "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",
+                path: "/v1/metrics",
+                exporter: "OTEL_METRICS_EXPORTER",
+                protocol: "OTEL_EXPORTER_OTLP_METRICS_PROTOCOL",
+            },
+        }
+    }
+}
+
+/// URL that is posted to. May hold a password, so that showing it leaves that out.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Endpoint(Url);
 
@@ -40,9 +76,9 @@ impl fmt::Debug for Endpoint {
     }
 }
 
-/// Whether spans are exported.
+/// Whether a signal is exported.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum TraceExport {
+pub enum Export {
     /// No.
     Off {
         /// The variable that this is due to.
@@ -61,10 +97,11 @@ pub enum TraceExport {
     },
 }
 
-impl TraceExport {
+impl Export {
     /// Decides from the environment. Without an endpoint nothing is exported, instead of to the
     /// specification's `localhost`, where in a container nobody listens.
-    pub fn decide(env: &dyn Env) -> Self {
+    pub fn decide(env: &dyn Env, signal: Signal) -> Self {
+        let variables = signal.variables();
         let off = |setting, why: &str| Self::Off {
             setting,
             why: why.to_owned(),
@@ -82,17 +119,17 @@ impl TraceExport {
         {
             return off("OTEL_SDK_DISABLED", "switched off");
         }
-        let (setting, given, path) = match env.var_lossy(TRACES_ENDPOINT) {
-            Some(given) => (TRACES_ENDPOINT, given, ""),
+        let (setting, given, path) = match env.var_lossy(variables.endpoint) {
+            Some(given) => (variables.endpoint, given, ""),
             None => match env.var_lossy(ENDPOINT) {
-                Some(given) => (ENDPOINT, given, "/v1/traces"),
+                Some(given) => (ENDPOINT, given, variables.path),
                 None => return off(ENDPOINT, "no endpoint is set"),
             },
         };
-        if let Some(exporters) = env.var_lossy("OTEL_TRACES_EXPORTER") {
+        if let Some(exporters) = env.var_lossy(variables.exporter) {
             let mut exporters = exporters.split(',').map(str::trim);
             if !exporters.clone().any(|exporter| exporter == "otlp") {
-                let setting = "OTEL_TRACES_EXPORTER";
+                let setting = variables.exporter;
                 return if exporters.any(|exporter| exporter == "none") {
                     off(setting, "switched off")
                 } else {
@@ -100,10 +137,7 @@ impl TraceExport {
                 };
             }
         }
-        for variable in [
-            "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
-            "OTEL_EXPORTER_OTLP_PROTOCOL",
-        ] {
+        for variable in [variables.protocol, PROTOCOL] {
             match env.var_lossy(variable).as_deref().map(str::trim) {
                 None => {}
                 Some("http/protobuf") => break,
@@ -126,8 +160,8 @@ impl TraceExport {
             },
             Ok(url) if url.scheme() == "https" => mistaken(
                 setting,
-                "https is not supported; send to a collector nearby over http, and let it pass the \
-                 spans on"
+                "https is not supported; send to a collector nearby over http, and let it pass on \
+                 what it gets"
                     .to_owned(),
             ),
             Ok(_) | Err(_) => mistaken(
@@ -212,14 +246,48 @@ mod tests {
     use super::*;
     use crate::config::FixedEnv;
 
-    fn decide(variables: &[(&str, &str)]) -> TraceExport {
-        TraceExport::decide(&variables.iter().copied().collect::<FixedEnv>())
+    fn decide(variables: &[(&str, &str)]) -> Export {
+        Export::decide(
+            &variables.iter().copied().collect::<FixedEnv>(),
+            Signal::Traces,
+        )
+    }
+
+    const TRACES_ENDPOINT: &str = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT";
+
+    #[test]
+    fn each_signal_has_its_own_variables() {
+        let env: FixedEnv = [
+            (ENDPOINT, "http://c:4318"),
+            ("OTEL_TRACES_EXPORTER", "none"),
+            ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "http://m/x"),
+        ]
+        .into_iter()
+        .collect();
+        let Export::On { endpoint, .. } = Export::decide(&env, Signal::Metrics) else {
+            panic!("off");
+        };
+        assert_eq!(endpoint.expose(), "http://m/x");
+        assert!(matches!(
+            Export::decide(&env, Signal::Traces),
+            Export::Off { .. }
+        ));
+        let env: FixedEnv = [
+            (ENDPOINT, "http://c:4318"),
+            ("OTEL_METRICS_EXPORTER", "none"),
+        ]
+        .into_iter()
+        .collect();
+        assert!(matches!(
+            Export::decide(&env, Signal::Metrics),
+            Export::Off { .. }
+        ));
     }
 
     fn endpoint(variables: &[(&str, &str)]) -> Option<String> {
         match decide(variables) {
-            TraceExport::On { endpoint, .. } => Some(endpoint.expose().to_owned()),
-            TraceExport::Off { .. } => None,
+            Export::On { endpoint, .. } => Some(endpoint.expose().to_owned()),
+            Export::Off { .. } => None,
         }
     }
 
@@ -280,7 +348,7 @@ mod tests {
         ] {
             let decision = decide(&variables);
             assert!(
-                matches!(decision, TraceExport::Off { mistaken: true, .. }),
+                matches!(decision, Export::Off { mistaken: true, .. }),
                 "{variables:?} gave {decision:?}"
             );
         }
@@ -303,7 +371,7 @@ mod tests {
         let decision = decide(&[(ENDPOINT, "nonsense"), ("OTEL_TRACES_EXPORTER", "none")]);
         assert!(matches!(
             decision,
-            TraceExport::Off {
+            Export::Off {
                 mistaken: false,
                 ..
             }
@@ -313,7 +381,7 @@ mod tests {
     #[test]
     fn password_in_the_endpoint_is_used_but_never_shown() {
         let decision = decide(&[(ENDPOINT, "http://user:hunter2@c:4318")]);
-        let TraceExport::On { endpoint, .. } = &decision else {
+        let Export::On { endpoint, .. } = &decision else {
             panic!("{decision:?}");
         };
         assert!(endpoint.expose().contains("hunter2"));

@@ -4,6 +4,7 @@
 //! batch processor, each with a thread of its own.
 
 mod export;
+pub mod metrics;
 pub mod names;
 pub mod past;
 mod watched;
@@ -33,7 +34,7 @@ use tracing_subscriber::{
     registry::LookupSpan,
 };
 
-pub use self::export::{Endpoint, TraceExport, resource_attributes};
+pub use self::export::{Endpoint, Export, Signal, resource_attributes};
 use self::{
     watched::{Failures, Watched},
     writer::LogQueue,
@@ -57,7 +58,9 @@ pub struct Options {
     /// Which log lines to write, in the syntax of `RUST_LOG`.
     pub log_filter: String,
     /// Whether and where to export spans.
-    pub export: TraceExport,
+    pub export: Export,
+    /// Whether and where to export metrics.
+    pub metrics: Export,
     /// Attributes of the resource, the last one of a name wins.
     pub resource: Vec<(String, String)>,
 }
@@ -132,8 +135,8 @@ fn assemble(
     let (logs, writer) = writer::start(output)?;
     let failures = Failures::default();
     let (provider, problem) = match &options.export {
-        TraceExport::Off { .. } => (None, None),
-        TraceExport::On { endpoint, .. } => match provider(endpoint, options, failures.clone()) {
+        Export::Off { .. } => (None, None),
+        Export::On { endpoint, .. } => match provider(endpoint, options, failures.clone()) {
             Ok(provider) => (Some(provider), None),
             Err(error) => (None, Some(error)),
         },
@@ -244,16 +247,46 @@ fn provider(
         .with_endpoint(endpoint.expose())
         .with_protocol(Protocol::HttpBinary)
         .build()?;
+    Ok(SdkTracerProvider::builder()
+        .with_span_processor(BatchSpanProcessor::builder(Watched::new(exporter, failures)).build())
+        .with_resource(resource(options))
+        .build())
+}
+
+fn resource(options: &Options) -> Resource {
     let attributes = options
         .resource
         .iter()
         .map(|(name, value)| KeyValue::new(name.clone(), value.clone()));
-    let resource = Resource::builder_empty()
+    Resource::builder_empty()
         .with_detector(Box::new(TelemetryResourceDetector))
         .with_attributes(attributes)
-        .build();
-    Ok(SdkTracerProvider::builder()
-        .with_span_processor(BatchSpanProcessor::builder(Watched::new(exporter, failures)).build())
-        .with_resource(resource)
-        .build())
+        .build()
+}
+
+/// Registers the instruments, for Prometheus and, if an endpoint is set, for a collector. A pushing
+/// exporter that cannot be built is reported as a log line.
+///
+/// # Errors
+/// See [`metrics::MetricsError`].
+pub fn metrics(
+    options: &Options,
+    read: impl Fn() -> metrics::Reading + Send + Sync + 'static,
+) -> Result<metrics::Metrics, metrics::MetricsError> {
+    let push = match &options.metrics {
+        Export::Off { .. } => None,
+        Export::On { endpoint, .. } => {
+            let exporter = opentelemetry_otlp::MetricExporter::builder()
+                .with_http()
+                .with_endpoint(endpoint.expose())
+                .with_protocol(Protocol::HttpBinary)
+                .build();
+            exporter
+                .inspect_err(|error| {
+                    tracing::warn!(%error, "no metrics are pushed: the OTLP exporter cannot be built");
+                })
+                .ok()
+        }
+    };
+    metrics::Metrics::new(resource(options), push, read)
 }

@@ -29,6 +29,8 @@ pub const NETWORK_TRANSPORT: &str = "network.transport";
 pub const NETWORK_TYPE: &str = "network.type";
 /// `websocket` or `turn`.
 pub const NETWORK_PROTOCOL_NAME: &str = "network.protocol.name";
+/// `receive` or `transmit`, as seen from the gateway.
+pub const NETWORK_IO_DIRECTION: &str = "network.io.direction";
 /// `ws` or `wss`.
 pub const URL_SCHEME: &str = "url.scheme";
 /// Kind of span (read by tracing-opentelemetry).

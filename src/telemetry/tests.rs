@@ -43,7 +43,8 @@ fn options(filter: &str, format: LogFormat, collector: Option<SocketAddr>) -> Op
     Options {
         log_format: format,
         log_filter: filter.to_owned(),
-        export: TraceExport::decide(&env),
+        export: Export::decide(&env, Signal::Traces),
+        metrics: Export::decide(&env, Signal::Metrics),
         resource: resource_attributes(&env, "edge-7"),
     }
 }

@@ -595,7 +595,7 @@ impl World {
         if !allowed {
             return;
         }
-        peer.traffic.received(1, packet.len() as u64);
+        peer.counters.traffic.received(1, packet.len() as u64);
         let (n, number) = number_of(packet);
         if Some(meta.src) != self.devices[n].tunnel.map(IpAddr::V4) {
             self.astray += 1;
@@ -626,7 +626,7 @@ impl World {
         };
         let message = message.to_vec();
         drop(tunn);
-        peer.traffic.sent(1, packet.len() as u64);
+        peer.counters.traffic.sent(1, packet.len() as u64);
         let Path {
             source,
             destination,
