@@ -82,6 +82,13 @@ fn a_page_comes_through_the_tunnel_direct_and_masqueraded() -> Result<()> {
     ] {
         ensure!(metrics.lines().any(|l| l == wanted), "{wanted}: {metrics}");
     }
+    lab.net
+        .eventually("metrics are pushed, too", Duration::from_secs(10), |net| {
+            let stats = net.output("internet", "curl -sSf http://127.0.0.1:4318/stats")?;
+            let stats: Value = serde_json::from_str(&stats)?;
+            ensure!(stats["metrics"].as_u64() > Some(20), "{stats}");
+            Ok(())
+        })?;
     let end = Instant::now() + Duration::from_secs(10);
     loop {
         let told = lab.spans("connection.establish")?;

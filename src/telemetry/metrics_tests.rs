@@ -236,3 +236,91 @@ fn within_one_collection_everybody_is_told_the_same() {
     }
     assert!(asked.load(Ordering::Relaxed) <= 2);
 }
+
+/// Every word of a file that looks like one of our metrics.
+fn metrics_named_in(text: &str) -> HashSet<&str> {
+    text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
+        .filter(|word| word.starts_with("gateway_") || word.starts_with("process_"))
+        .collect()
+}
+
+#[test]
+fn rules_and_documents_name_only_metrics_that_exist() {
+    let text = metrics(status()).render().unwrap();
+    let known: HashSet<&str> = text
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .filter_map(|line| line.split(['{', ' ']).next())
+        .collect();
+    for (file, content) in [
+        (
+            "rules.yaml",
+            include_str!("../../compose/observability/rules.yaml"),
+        ),
+        (
+            "rules_test.yaml",
+            include_str!("../../compose/observability/rules_test.yaml"),
+        ),
+        ("metrics.md", include_str!("../../docs/metrics.md")),
+        (
+            "portal.json",
+            include_str!("../../compose/observability/dashboards/portal.json"),
+        ),
+        (
+            "relays.json",
+            include_str!("../../compose/observability/dashboards/relays.json"),
+        ),
+        (
+            "data.json",
+            include_str!("../../compose/observability/dashboards/data.json"),
+        ),
+    ] {
+        let named = metrics_named_in(content);
+        assert!(named.len() > 2, "{file}: {named:?}");
+        for name in named {
+            // Values of attributes look the same.
+            let is_attribute = name == "gateway_closed" || name.starts_with("gateway_service");
+            assert!(is_attribute || known.contains(name), "{file}: {name}");
+        }
+    }
+}
+
+#[test]
+fn dashboards_are_json_and_ask_for_what_they_show() {
+    for file in [
+        include_str!("../../compose/observability/dashboards/portal.json"),
+        include_str!("../../compose/observability/dashboards/relays.json"),
+        include_str!("../../compose/observability/dashboards/data.json"),
+    ] {
+        let dashboard: serde_json::Value = serde_json::from_str(file).unwrap();
+        let panels = dashboard["panels"].as_array().unwrap();
+        assert!(panels.len() >= 4, "{}", dashboard["title"]);
+        for panel in panels {
+            let targets = panel["targets"].as_array().unwrap();
+            assert!(!targets.is_empty(), "{}", panel["title"]);
+            for target in targets {
+                let expression = target["expr"].as_str().unwrap();
+                assert!(!metrics_named_in(expression).is_empty(), "{expression}");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_alert_has_its_page_in_the_runbook() {
+    let rules = include_str!("../../compose/observability/rules.yaml");
+    let runbook = include_str!("../../docs/runbook.md");
+    let alerts: Vec<&str> = rules
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("- alert: "))
+        .collect();
+    assert!(alerts.len() >= 10, "{alerts:?}");
+    for alert in alerts {
+        let link = format!("docs/runbook.md#{}", alert.to_ascii_lowercase());
+        assert!(rules.contains(&link), "{alert} has no link");
+        assert!(
+            runbook.contains(&format!("\n## {alert}\n")),
+            "{alert} has no page"
+        );
+    }
+}

@@ -524,6 +524,7 @@ impl Lab {
             ("HEALTH_CHECK_ADDR", "127.0.0.1:8080"),
             ("OTEL_EXPORTER_OTLP_ENDPOINT", &collector),
             ("OTEL_BSP_SCHEDULE_DELAY", "500"),
+            ("OTEL_METRIC_EXPORT_INTERVAL", "1000"),
             ("RUST_LOG", "info,firezone_gateway=debug"),
         ];
         all.retain(|(name, _)| !env.iter().any(|(n, _)| n == name));
