@@ -141,12 +141,32 @@ pub struct PortalStatus {
     pub last_message_at: Option<f64>,
     /// The retry policy of the present outage; `None` while all is well.
     pub backoff: Option<BackoffStatus>,
+    /// The outages that ended within the last 24 hours, oldest first, at most 100.
+    #[serde(default)]
+    pub outages: Vec<OutageStatus>,
     /// The last failure, kept after recovery.
     pub last_error: Option<PortalError>,
     /// Successful joins since start.
     pub joins: u64,
     /// Connection attempts since start.
     pub attempts: u64,
+}
+
+/// An outage of the portal channel that is over.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct OutageStatus {
+    /// The first failure (Unix seconds).
+    pub began: f64,
+    /// The join that proved stable, or the moment of giving up (Unix seconds).
+    pub ended: f64,
+    /// `error.type` of the first failure.
+    pub cause: String,
+    /// `error.type` of the last one.
+    pub last_cause: String,
+    /// How many there were.
+    pub failures: u32,
+    /// `joined`, `gave_up` or `abandoned`.
+    pub outcome: String,
 }
 
 /// States of the portal channel.

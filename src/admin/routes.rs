@@ -7,7 +7,10 @@ use axum::{
     extract::{Query, State},
     http::{
         HeaderMap, HeaderName, HeaderValue, StatusCode,
-        header::{ACCEPT, CACHE_CONTROL, CONNECTION, CONTENT_TYPE},
+        header::{
+            ACCEPT, CACHE_CONTROL, CONNECTION, CONTENT_SECURITY_POLICY, CONTENT_TYPE,
+            REFERRER_POLICY,
+        },
     },
     middleware,
     response::{IntoResponse, Response},
@@ -20,7 +23,7 @@ use crate::config::Probe;
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 
 const INDEX: &str = "\
-firezone-gateway
+firezone-gateway; with a browser, this is a page that shows what it is doing
 
 /livez     200 while the process works; also as /healthz. For restarts.
 /startupz  200 once the device is up, the host can forward and the portal has sent its
@@ -36,6 +39,8 @@ The first three take ?verbose, ?exclude=NAME and `Accept: application/json`.
 pub(super) fn router(state: AdminState) -> Router {
     Router::new()
         .route("/", get(index))
+        .route("/page.css", get(style))
+        .route("/page.js", get(script))
         .route("/healthz", get(live))
         .route("/livez", get(live))
         .route("/startupz", get(started))
@@ -60,8 +65,43 @@ async fn finish(mut response: Response) -> Response {
     response
 }
 
-async fn index() -> Response {
+/// Browsers get the page, everybody else the list.
+async fn index(headers: HeaderMap) -> Response {
+    let accepted = headers.get_all(ACCEPT).iter();
+    let wants_page = accepted
+        .filter_map(|value| value.to_str().ok())
+        .any(|value| value.contains("text/html"));
+    if wants_page {
+        return page(HTML, include_str!("page/page.html"));
+    }
     ([(CONTENT_TYPE, TEXT)], INDEX).into_response()
+}
+
+async fn style() -> Response {
+    page(CSS, include_str!("page/page.css"))
+}
+
+async fn script() -> Response {
+    page(SCRIPT, include_str!("page/page.js"))
+}
+
+const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
+const CSS: HeaderValue = HeaderValue::from_static("text/css; charset=utf-8");
+const SCRIPT: HeaderValue = HeaderValue::from_static("text/javascript; charset=utf-8");
+
+/// Nothing from elsewhere, nothing inline, and in nobody else's frame.
+const POLICY: HeaderValue = HeaderValue::from_static(
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
+     base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+);
+
+fn page(kind: HeaderValue, content: &'static str) -> Response {
+    let headers = [
+        (CONTENT_TYPE, kind),
+        (CONTENT_SECURITY_POLICY, POLICY),
+        (REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
+    ];
+    (headers, content).into_response()
 }
 
 async fn unknown() -> Response {

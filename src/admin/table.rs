@@ -182,6 +182,18 @@ impl Page {
             };
             self.line(format!("  outage for {outage}: {next}, {budget}"));
         }
+        if let Some(last) = portal.outages.last() {
+            let longest = portal.outages.iter().map(|o| o.ended - o.began);
+            let longest = longest.fold(0.0, f64::max);
+            self.line(format!(
+                "  outages in the last 24 hours: {}, longest {}; the last {} ago for {}: {}",
+                portal.outages.len(),
+                duration(longest),
+                self.since(last.ended),
+                duration(last.ended - last.began),
+                printable(&last.cause)
+            ));
+        }
         if let Some(error) = &portal.last_error {
             let ago = self.since(error.at);
             self.line(format!(

@@ -130,6 +130,38 @@ impl Server {
 }
 
 #[test]
+fn browsers_get_a_page_that_needs_nothing_from_elsewhere() {
+    let server = Server::start(good());
+    let get = |path: &str, accept: &str| {
+        server.raw(&format!(
+            "GET {path} HTTP/1.1\r\nHost: x\r\nAccept: {accept}\r\n\r\n"
+        ))
+    };
+    let page = get("/", "text/html,application/xhtml+xml");
+    assert!(page.contains("content-type: text/html"), "{page}");
+    assert!(page.contains("default-src 'none'"), "{page}");
+    assert!(page.contains("<title>firezone-gateway</title>"));
+    assert!(
+        get("/", "*/*").contains("/livez"),
+        "a list for everybody else"
+    );
+    for (path, kind) in [
+        ("/page.css", "content-type: text/css"),
+        ("/page.js", "content-type: text/javascript"),
+    ] {
+        let part = get(path, "*/*");
+        assert!(part.contains(kind), "{part}");
+        assert!(page.contains(&format!("\"{path}\"")), "{path} is not used");
+        assert!(!part.contains("://"), "{path} leads elsewhere");
+        // Names come from outside: they are text, never markup.
+        for unsafe_call in ["innerHTML", "insertAdjacent", "document.write", "eval("] {
+            assert!(!part.contains(unsafe_call), "{path}: {unsafe_call}");
+        }
+    }
+    assert!(!page.contains("://"));
+}
+
+#[test]
 fn metrics_are_told_in_the_format_of_prometheus_if_there_are_any() {
     let server = Server::start(good());
     assert_eq!(server.code("/metrics"), 404);

@@ -23,10 +23,11 @@ use url::Url;
 use self::link::{Link, LinkInput, linger};
 use self::trace::Trace;
 use super::channel::{
-    Action, CLOSE_NORMAL, Channel, ChannelConfig, CloseCause, Counters, Event, NotJoined,
+    Action, CLOSE_NORMAL, Channel, ChannelConfig, CloseCause, Counters, Event, Milestone, NotJoined,
 };
 use super::dial::{DialRequest, Socket, dial, tls_config};
 use super::error::Failure;
+use super::history::History;
 use super::login::{LoginError, LoginUrl, Protocol, external_id};
 use super::messages::Egress;
 use crate::admin::model::PortalStatus;
@@ -68,6 +69,7 @@ pub struct Driver {
     dialling: Option<Dialling>,
     link: Option<Link>,
     trace: Trace,
+    history: History,
 }
 
 enum Input {
@@ -113,6 +115,7 @@ impl Driver {
         Ok(Self {
             channel,
             trace: Trace::new(&login_v2),
+            history: History::default(),
             login_v1,
             login_v2,
             token: config.token,
@@ -181,7 +184,11 @@ impl Driver {
 
     /// For the status document.
     pub fn status(&self) -> PortalStatus {
-        self.channel.status(now(), SystemTime::now())
+        let (now, wall) = (now(), SystemTime::now());
+        PortalStatus {
+            outages: self.history.status(now, wall),
+            ..self.channel.status(now, wall)
+        }
     }
 
     /// For metrics.
@@ -197,6 +204,9 @@ impl Driver {
     /// Carries out what the channel decided.
     fn settle(&mut self) {
         while let Some(milestone) = self.channel.poll_milestone() {
+            if let Milestone::OutageEnded(outage) = &milestone {
+                self.history.note(*outage);
+            }
             self.trace.record(milestone, now());
         }
         while let Some(action) = self.channel.poll_action() {

@@ -9,6 +9,7 @@ pub mod driver;
 pub mod error;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
+mod history;
 pub mod login;
 pub mod messages;
 pub mod reconnect;
