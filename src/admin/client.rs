@@ -227,16 +227,40 @@ pub fn status(
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> io::Result<ExitStatus> {
-    match fetch_status(arguments, settings, env, colour) {
-        Ok(text) => {
-            out.write_all(text.as_bytes())?;
-            Ok(ExitStatus::Ok)
-        }
-        Err(error) => {
-            writeln!(err, "{error}")?;
-            Ok(ExitStatus::Failure)
-        }
+    let Some(seconds) = arguments.watch else {
+        return match fetch_status(arguments, settings, env, colour) {
+            Ok(text) => {
+                out.write_all(text.as_bytes())?;
+                Ok(ExitStatus::Ok)
+            }
+            Err(error) => {
+                writeln!(err, "{error}")?;
+                Ok(ExitStatus::Failure)
+            }
+        };
+    };
+    // Until interrupted, or until nobody reads any more. A gateway that does not answer may do so
+    // the next time.
+    loop {
+        let text = match fetch_status(arguments, settings, env, colour) {
+            Ok(text) => text,
+            Err(error) => format!("{error}\n"),
+        };
+        out.write_all(frame(&text, colour && !arguments.json).as_bytes())?;
+        out.flush()?;
+        std::thread::sleep(Duration::from_secs(seconds.into()));
     }
+}
+
+/// One picture of several: on a terminal it takes the place of the former, elsewhere it follows it
+/// after an empty line.
+fn frame(text: &str, on_terminal: bool) -> String {
+    if !on_terminal {
+        return format!("{text}\n");
+    }
+    // Home, each line cleared to its end, then everything below: no flicker, unlike clearing first.
+    let lines = text.replace('\n', "\u{1b}[K\n");
+    format!("\u{1b}[H{lines}\u{1b}[J")
 }
 
 fn fetch_status(

@@ -916,6 +916,7 @@ fn healthcheck_with_the_server_switched_off_fails_only_if_asked_for_a_check() {
 
 fn ask_status(address: SocketAddr, json: bool) -> (ExitStatus, String, String) {
     let arguments = StatusArgs {
+        watch: None,
         json,
         addr: Some(address.to_string()),
     };
@@ -969,4 +970,56 @@ fn status_command_without_a_server_explains_on_stderr() {
         err.contains(&closed.to_string()) && err.contains("HEALTH_CHECK_ADDR"),
         "{err}"
     );
+}
+
+/// Somebody who reads two pictures and goes.
+#[derive(Default)]
+struct Reader {
+    read: Vec<u8>,
+    pictures: usize,
+}
+
+impl io::Write for Reader {
+    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+        if self.pictures == 2 {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        self.pictures += 1;
+        self.read.extend_from_slice(text);
+        Ok(text.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn watching_shows_one_picture_after_the_other_until_nobody_looks() {
+    let server = Server::start(good());
+    let arguments = StatusArgs {
+        watch: Some(1),
+        json: false,
+        addr: Some(server.address.to_string()),
+    };
+    let env = FixedEnv::default();
+    for colour in [false, true] {
+        let mut reader = Reader::default();
+        let ended = status(
+            &arguments,
+            &Settings::default(),
+            &env,
+            colour,
+            &mut reader,
+            &mut Vec::new(),
+        );
+        assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+        let text = String::from_utf8(reader.read).unwrap();
+        assert_eq!(
+            text.matches("Portal\u{1b}[").count() + text.matches("Portal\n").count(),
+            2,
+            "{text}"
+        );
+        assert_eq!(text.contains("\u{1b}[H"), colour, "{text}");
+    }
 }

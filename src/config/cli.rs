@@ -91,6 +91,10 @@ pub struct StatusArgs {
     /// Print the document as it came, for programs.
     #[arg(long)]
     pub json: bool,
+    /// Print it again every so many seconds (2), until interrupted.
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true,
+        default_missing_value = "2", value_parser = clap::value_parser!(u16).range(1..))]
+    pub watch: Option<u16>,
     /// Address of the admin server. Default: what HEALTH_CHECK_ADDR says.
     #[arg(long, value_name = "HOST:PORT")]
     pub addr: Option<String>,

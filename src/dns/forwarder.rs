@@ -3,6 +3,7 @@
 //!
 //! Messages pass as they are. A query that cannot be answered gets SERVFAIL, so that nobody waits.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,6 +26,8 @@ const LIMIT: Duration = Duration::from_secs(5);
 const TRY: Duration = Duration::from_secs(2);
 /// Queries under way at once (data-path spec §9).
 const CONCURRENT: usize = 1000;
+/// Of one client, so that none takes all places.
+const CONCURRENT_OF_CLIENT: usize = 100;
 /// TCP connections at once.
 const CONNECTIONS: usize = 256;
 /// A connection without a query is closed after this (RFC 7766 §6.2.3).
@@ -102,6 +105,7 @@ impl Forwarder {
             upstreams: Mutex::new((Upstreams::default(), None)),
             queries: Arc::new(Semaphore::new(CONCURRENT)),
             connections: Arc::new(Semaphore::new(CONNECTIONS)),
+            askers: Mutex::default(),
         });
         let mut tasks = JoinSet::new();
         for address in addresses {
@@ -123,6 +127,27 @@ struct Shared {
     upstreams: Mutex<(Upstreams, Option<Instant>)>,
     queries: Arc<Semaphore>,
     connections: Arc<Semaphore>,
+    /// Queries under way by who asked.
+    askers: Mutex<HashMap<IpAddr, usize>>,
+}
+
+/// A place for a query; given back when dropped.
+struct Place {
+    shared: Arc<Shared>,
+    asker: IpAddr,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut askers = self.shared.askers();
+        if let Some(count) = askers.get_mut(&self.asker) {
+            *count -= 1;
+            if *count == 0 {
+                askers.remove(&self.asker);
+            }
+        }
+    }
 }
 
 impl Shared {
@@ -144,12 +169,28 @@ impl Shared {
         upstreams.order()
     }
 
-    fn permit(&self) -> Option<OwnedSemaphorePermit> {
-        let permit = Arc::clone(&self.queries).try_acquire_owned().ok();
-        if permit.is_none() {
+    fn askers(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
+        // Each change is a single one.
+        self.askers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A place for a query of this client, if there is one.
+    fn place(self: &Arc<Self>, asker: IpAddr) -> Option<Place> {
+        let mut askers = self.askers();
+        let of_asker = askers.get(&asker).copied().unwrap_or(0);
+        let permit = (of_asker < CONCURRENT_OF_CLIENT)
+            .then(|| Arc::clone(&self.queries).try_acquire_owned().ok())
+            .flatten();
+        let Some(permit) = permit else {
             count(&self.counters.limited);
-        }
-        permit
+            return None;
+        };
+        *askers.entry(asker).or_default() += 1;
+        Some(Place {
+            shared: Arc::clone(self),
+            asker,
+            _permit: permit,
+        })
     }
 
     /// The answer to a query: a name server's, or SERVFAIL.
@@ -251,13 +292,13 @@ async fn serve_udp(address: SocketAddr, shared: Arc<Shared>) {
             count(&shared.counters.ignored);
             continue;
         }
-        let Some(permit) = shared.permit() else {
+        let Some(place) = shared.place(from.ip()) else {
             continue;
         };
         let message = buffer[..len].to_vec();
         let (socket, shared) = (Arc::clone(&socket), Arc::clone(&shared));
         queries.spawn(async move {
-            let _permit = permit;
+            let _place = place;
             let Some(query) = Query::parse(&message) else {
                 return;
             };
@@ -296,7 +337,7 @@ async fn serve_tcp(address: SocketAddr, shared: Arc<Shared>) {
         let shared = Arc::clone(&shared);
         connections.spawn(async move {
             let _place = place;
-            if let Err(error) = connection(stream, &shared).await {
+            if let Err(error) = connection(stream, from.ip(), &shared).await {
                 tracing::debug!(%error, "DNS connection ended");
             }
         });
@@ -304,7 +345,7 @@ async fn serve_tcp(address: SocketAddr, shared: Arc<Shared>) {
 }
 
 /// Answers one query after the other (RFC 7766).
-async fn connection(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
+async fn connection(mut stream: TcpStream, asker: IpAddr, shared: &Arc<Shared>) -> io::Result<()> {
     loop {
         let Ok(message) = timeout(IDLE, read_framed(&mut stream)).await else {
             return Ok(());
@@ -318,10 +359,11 @@ async fn connection(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
             count(&shared.counters.ignored);
             return Ok(());
         };
-        let Some(_permit) = shared.permit() else {
+        let Some(place) = shared.place(asker) else {
             return Ok(());
         };
         let response = shared.answer(&query, Transport::Tcp).await;
+        drop(place);
         timeout(IDLE, write_framed(&mut stream, &response)).await??;
     }
 }

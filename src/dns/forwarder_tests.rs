@@ -166,6 +166,28 @@ async fn only_clients_are_served_and_only_queries_answered() {
 }
 
 #[tokio::test]
+async fn one_client_cannot_take_all_places() {
+    let silent = Zone {
+        silent: vec!["a.example."],
+        ..Zone::default().text("b.example.", 20)
+    };
+    let (_server, host) = server(silent).await;
+    let world = World::new(&host, anybody).await;
+    let greedy = UdpSocket::bind("127.0.0.9:0").await.unwrap();
+    let message = query("a.example.", RecordType::TXT, 7);
+    for _ in 0..2 * CONCURRENT_OF_CLIENT {
+        greedy.send_to(&message, world.address).await.unwrap();
+        tokio::task::yield_now().await;
+    }
+    while world.counters.read().limited == 0 {
+        greedy.send_to(&message, world.address).await.unwrap();
+        tokio::task::yield_now().await;
+    }
+    let answer = world.udp(&query("b.example.", RecordType::TXT, 8)).await;
+    assert_eq!(answer.answers.len(), 1, "another client is served");
+}
+
+#[tokio::test]
 async fn queries_under_way_are_bounded() {
     let silent = Zone {
         silent: vec!["a.example."],
