@@ -8,9 +8,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use secrecy::{ExposeSecret as _, SecretString};
+
 use super::{Moment, model::Status, table};
 use crate::config::{
-    Env, ExitStatus, Probe, Settings, admin_address,
+    Env, ExitStatus, Probe, Settings, admin_address, admin_token,
     cli::{HealthcheckArgs, StatusArgs},
 };
 
@@ -45,6 +47,12 @@ pub enum AskError {
         /// What happened.
         error: io::Error,
     },
+    /// The admin server asks for a token, and the one shown is not right.
+    #[error(
+        "the admin server at {0} asks for its token; set FIREZONE_ADMIN_TOKEN_FILE to the file that \
+         the gateway has it from"
+    )]
+    Token(SocketAddr),
     /// Something else listens there.
     #[error("what listens at {0} is not the admin server of a gateway; see HEALTH_CHECK_ADDR")]
     NotOurs(SocketAddr),
@@ -55,9 +63,18 @@ pub enum AskError {
 /// # Errors
 /// See [`AskError`].
 pub fn ask(address: SocketAddr, path: &str) -> Result<Answer, AskError> {
+    ask_as(address, path, None)
+}
+
+/// As [`ask`], showing the admin token.
+fn ask_as(
+    address: SocketAddr,
+    path: &str,
+    token: Option<&SecretString>,
+) -> Result<Answer, AskError> {
     let address = reachable(address);
     let answer =
-        exchange(address, path).map_err(|error| AskError::Unreachable { address, error })?;
+        exchange(address, path, token).map_err(|error| AskError::Unreachable { address, error })?;
     parse(&answer).ok_or(AskError::NotOurs(address))
 }
 
@@ -70,7 +87,7 @@ fn reachable(mut address: SocketAddr) -> SocketAddr {
     address
 }
 
-fn exchange(address: SocketAddr, path: &str) -> io::Result<Vec<u8>> {
+fn exchange(address: SocketAddr, path: &str, token: Option<&SecretString>) -> io::Result<Vec<u8>> {
     let deadline = Instant::now() + PATIENCE;
     let left = || match deadline.saturating_duration_since(Instant::now()) {
         Duration::ZERO => Err(io::Error::from(io::ErrorKind::TimedOut)),
@@ -78,8 +95,12 @@ fn exchange(address: SocketAddr, path: &str) -> io::Result<Vec<u8>> {
     };
     let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
     stream.set_write_timeout(Some(left()?))?;
+    let authorization = token.map_or_else(String::new, |token| {
+        format!("Authorization: Bearer {}\r\n", token.expose_secret())
+    });
     let request = format!(
-        "GET {path} HTTP/1.1\r\nHost: {address}\r\nAccept: */*\r\nConnection: close\r\n\r\n"
+        "GET {path} HTTP/1.1\r\nHost: {address}\r\nAccept: */*\r\nConnection: close\r\n\
+         {authorization}\r\n"
     );
     stream.write_all(request.as_bytes())?;
 
@@ -275,7 +296,13 @@ fn fetch_status(
                 .to_owned(),
         )
     })?;
-    let answer = ask(address, "/status")?;
+    let token = admin_token(settings, env)
+        .map_err(|error| AskError::Address(error.to_string()))?
+        .and_then(|token| token.read().ok());
+    let answer = ask_as(address, "/status", token.as_ref())?;
+    if answer.code == 401 {
+        return Err(AskError::Token(reachable(address)));
+    }
     if answer.code != 200 {
         return Err(AskError::NotOurs(reachable(address)));
     }

@@ -10,6 +10,7 @@ mod liveness;
 pub mod model;
 mod routes;
 mod table;
+mod token;
 
 #[cfg(test)]
 mod tests;
@@ -34,6 +35,7 @@ pub use self::{
     health::{CheckResult, Moment, Report},
     liveness::{Heartbeat, Liveness},
     table::render as render_status,
+    token::AdminToken,
 };
 use self::{health::Tracker, listener::Bounded, model::Status};
 use crate::config::Probe;
@@ -73,6 +75,7 @@ pub struct AdminState {
     drain: Drain,
     tracker: Arc<Mutex<Tracker>>,
     metrics: Option<Arc<Metrics>>,
+    token: Option<AdminToken>,
 }
 
 impl AdminState {
@@ -85,7 +88,15 @@ impl AdminState {
             drain,
             tracker: Arc::default(),
             metrics: None,
+            token: None,
         }
+    }
+
+    /// Everything but the probes only for those who know the token.
+    #[must_use]
+    pub fn guarded(mut self, token: Option<AdminToken>) -> Self {
+        self.token = token;
+        self
     }
 
     /// With metrics to show.

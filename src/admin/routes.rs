@@ -4,15 +4,15 @@ use std::fmt::Write as _;
 
 use axum::{
     Json, Router,
-    extract::{Query, State},
+    extract::{Query, Request, State},
     http::{
         HeaderMap, HeaderName, HeaderValue, StatusCode,
         header::{
-            ACCEPT, CACHE_CONTROL, CONNECTION, CONTENT_SECURITY_POLICY, CONTENT_TYPE,
-            REFERRER_POLICY,
+            ACCEPT, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_SECURITY_POLICY,
+            CONTENT_TYPE, REFERRER_POLICY, WWW_AUTHENTICATE,
         },
     },
-    middleware,
+    middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -37,19 +37,45 @@ The first three take ?verbose, ?exclude=NAME and `Accept: application/json`.
 ";
 
 pub(super) fn router(state: AdminState) -> Router {
-    Router::new()
+    let guarded = Router::new()
         .route("/", get(index))
         .route("/page.css", get(style))
         .route("/page.js", get(script))
+        .route("/status", get(status))
+        .route("/metrics", get(metrics))
+        .layer(middleware::from_fn_with_state(state.clone(), guard));
+    Router::new()
+        .merge(guarded)
         .route("/healthz", get(live))
         .route("/livez", get(live))
         .route("/startupz", get(started))
         .route("/readyz", get(ready))
-        .route("/status", get(status))
-        .route("/metrics", get(metrics))
         .fallback(unknown)
         .layer(middleware::map_response(finish))
         .with_state(state)
+}
+
+/// Lets those in who know the token. Probes are not asked: orchestrators could not answer.
+async fn guard(State(state): State<AdminState>, request: Request, next: Next) -> Response {
+    let Some(token) = &state.token else {
+        return next.run(request).await;
+    };
+    let authorization = request.headers().get(AUTHORIZATION);
+    let shown = authorization.and_then(|value| value.to_str().ok());
+    match token.permits(shown) {
+        Ok(true) => next.run(request).await,
+        Ok(false) => {
+            let ask =
+                HeaderValue::from_static("Basic realm=\"firezone-gateway\", charset=\"UTF-8\"");
+            let text = "this needs the admin token, as bearer or as password\n";
+            (StatusCode::UNAUTHORIZED, [(WWW_AUTHENTICATE, ask)], text).into_response()
+        }
+        Err(error) => {
+            tracing::warn!(file = %token.path().display(), %error, "The admin token cannot be read");
+            let text = "the admin token cannot be read; see the log\n";
+            (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
+        }
+    }
 }
 
 /// One request per connection: the listener bounds a connection's life, and a client that kept it

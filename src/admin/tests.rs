@@ -162,6 +162,62 @@ fn browsers_get_a_page_that_needs_nothing_from_elsewhere() {
 }
 
 #[test]
+fn with_a_token_only_the_probes_are_open_to_everybody() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("token");
+    std::fs::write(&file, "sesame\n").unwrap();
+    let server = Server::start(good());
+    let guarded = server
+        .state
+        .clone()
+        .guarded(Some(AdminToken::in_file(&file)));
+    let listener = server
+        .runtime
+        .block_on(bind("127.0.0.1:0".parse().unwrap()))
+        .unwrap();
+    let address = listener.local_addr().unwrap();
+    let endless = std::future::pending();
+    server.runtime.spawn(serve(listener, guarded, endless));
+    for path in ["/livez", "/healthz", "/startupz", "/readyz?verbose"] {
+        assert_eq!(ask(address, path).unwrap().code, 200, "{path}");
+    }
+    for path in ["/", "/status", "/metrics", "/page.js"] {
+        let answer = ask(address, path).unwrap();
+        assert_eq!(answer.code, 401, "{path}");
+        assert!(!answer.body.contains("portal"), "{}", answer.body);
+    }
+    assert_eq!(ask(address, "/nothing").unwrap().code, 404);
+
+    let arguments = StatusArgs {
+        watch: None,
+        json: true,
+        addr: Some(address.to_string()),
+    };
+    let shown = |variables: &[(&str, &str)]| {
+        let env: FixedEnv = variables.iter().copied().collect();
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let settings = Settings::default();
+        let exit = status(&arguments, &settings, &env, false, &mut out, &mut err).unwrap();
+        let text = [out, err].concat();
+        (exit, String::from_utf8(text).unwrap())
+    };
+    let (exit, text) = shown(&[]);
+    assert_eq!(exit, ExitStatus::Failure);
+    assert!(text.contains("FIREZONE_ADMIN_TOKEN_FILE"), "{text}");
+    let path = file.to_str().unwrap();
+    let (exit, text) = shown(&[("FIREZONE_ADMIN_TOKEN_FILE", path)]);
+    assert_eq!(exit, ExitStatus::Ok, "{text}");
+    assert!(
+        text.contains("\"portal\"") && !text.contains("sesame"),
+        "{text}"
+    );
+    // The file is gone: nobody is let in, and nothing else breaks.
+    std::fs::remove_file(&file).unwrap();
+    assert_eq!(ask(address, "/status").unwrap().code, 503);
+    assert_eq!(ask(address, "/livez").unwrap().code, 200);
+}
+
+#[test]
 fn metrics_are_told_in_the_format_of_prometheus_if_there_are_any() {
     let server = Server::start(good());
     assert_eq!(server.code("/metrics"), 404);

@@ -221,6 +221,13 @@ pub struct Settings {
     #[arg(long, value_name = "IP:PORT", help_heading = ADMIN)]
     pub health_check_addr: Option<String>,
 
+    /// File with a token that everything on the admin server but the health probes asks for, as
+    /// bearer or as password. A changed file counts at once.
+    ///
+    /// [env: FIREZONE_ADMIN_TOKEN_FILE] [default: none; whoever reaches the port may look]
+    #[arg(long, value_name = "PATH", help_heading = ADMIN)]
+    pub admin_token_file: Option<String>,
+
     /// How log lines look: `human` or `json`.
     ///
     /// [env: FIREZONE_LOG_FORMAT] [default: human]
@@ -329,6 +336,7 @@ impl Settings {
             firezone_name: self.firezone_name.or(before.firezone_name),
             state_dir: self.state_dir.or(before.state_dir),
             health_check_addr: self.health_check_addr.or(before.health_check_addr),
+            admin_token_file: self.admin_token_file.or(before.admin_token_file),
             log_format: self.log_format.or(before.log_format),
             log_filter: self.log_filter.or(before.log_filter),
             no_telemetry: self.no_telemetry.or(before.no_telemetry),

@@ -17,6 +17,7 @@ use super::{
     token::{self, NAME as TOKEN},
     values::{self, Wrong, wrong},
 };
+use crate::admin::AdminToken;
 use crate::telemetry::{self, Export, Signal};
 
 const TOKEN_FILE: &str = "FIREZONE_TOKEN_FILE";
@@ -35,6 +36,7 @@ const KNOWN: &[&str] = &[
     "FIREZONE_TUN_NAME",
     "FIREZONE_UDP_PORT",
     "FIREZONE_GATEWAY_PORTS",
+    "FIREZONE_ADMIN_TOKEN_FILE",
     "FIREZONE_NO_INC_BUF",
     "FIREZONE_UDP_SEND_BUFFER_SIZE",
     "FIREZONE_UDP_RECV_BUFFER_SIZE",
@@ -126,6 +128,19 @@ pub fn admin_address(settings: &Settings, env: &dyn Env) -> Result<Option<Socket
     }
 }
 
+/// What the admin server asks for, for the sub-commands that ask it.
+///
+/// # Errors
+/// What is wrong with the file.
+pub fn admin_token(settings: &Settings, env: &dyn Env) -> Result<Option<AdminToken>, Mistake> {
+    let mut loader = Loader::new(env);
+    let token = loader.admin_token(settings);
+    match loader.mistakes.pop() {
+        Some(mistake) => Err(mistake),
+        None => Ok(token.flatten()),
+    }
+}
+
 /// A value as given, and by which flag if not by the variable.
 struct Given {
     value: String,
@@ -190,6 +205,7 @@ impl<'a> Loader<'a> {
         let name = self.name(cli, host);
 
         let health_check_addr = self.admin(cli);
+        let admin_token = self.admin_token(cli);
 
         let log_format = self.setting(
             ("FIREZONE_LOG_FORMAT", "--log-format"),
@@ -273,6 +289,7 @@ impl<'a> Loader<'a> {
             max_partition_time: max_partition_time?,
             exit_on_auth_failure: exit_on_auth_failure?,
             health_check_addr,
+            admin_token: admin_token?,
             state_dir: state_dir?,
             tun_name: tun_name?,
             udp_port: udp_port?,
@@ -403,6 +420,19 @@ impl<'a> Loader<'a> {
             },
         )
         .flatten()
+    }
+
+    fn admin_token(&mut self, cli: &Settings) -> Option<Option<AdminToken>> {
+        self.setting(
+            ("FIREZONE_ADMIN_TOKEN_FILE", "--admin-token-file"),
+            cli.admin_token_file.as_deref(),
+            "",
+            values::admin_token,
+            |token| match token {
+                Some(token) => token.path().display().to_string(),
+                None => "none".to_owned(),
+            },
+        )
     }
 
     fn token(&mut self, cli: &Settings) -> Option<(SecretString, TokenSource)> {

@@ -24,12 +24,13 @@ pub use self::{
     env::{Env, FixedEnv, NotUnicode, ProcessEnv},
     exit::ExitStatus,
     identity::{Identity, IdentitySource},
-    load::{Examination, Host, SettingShown, admin_address, examine},
+    load::{Examination, Host, SettingShown, admin_address, admin_token, examine},
     mistake::{Mistake, Notice},
     report::{print_examination, print_mistakes},
     token::{TokenError, TokenSource},
 };
 use crate::access::OpenPorts;
+use crate::admin::AdminToken;
 use crate::host::constants;
 use crate::telemetry;
 
@@ -68,6 +69,8 @@ pub struct Config {
     pub exit_on_auth_failure: bool,
     /// Where the admin server listens; `None` when it is off.
     pub health_check_addr: Option<SocketAddr>,
+    /// What the admin server asks for; `None` if whoever reaches it may look.
+    pub admin_token: Option<AdminToken>,
     /// Directory for what outlives the process.
     pub state_dir: PathBuf,
     /// Name of the TUN interface.

@@ -505,6 +505,25 @@ fn settings_of_the_stock_gateway_are_accepted_with_a_notice() {
 }
 
 #[test]
+fn the_admin_token_must_be_there_at_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("token");
+    let path = file.to_str().unwrap();
+    assert_eq!(load(&[]).admin_token, None);
+    let variables = with_token(&[("FIREZONE_ADMIN_TOKEN_FILE", path)]);
+    let mistakes = Config::load(&Settings::default(), &variables, &host()).unwrap_err();
+    assert_eq!(mistakes.len(), 1, "{mistakes:?}");
+    assert!(
+        mistakes[0]
+            .to_string()
+            .contains("FIREZONE_ADMIN_TOKEN_FILE")
+    );
+    std::fs::write(&file, "sesame").unwrap();
+    let config = load(&[("FIREZONE_ADMIN_TOKEN_FILE", path)]);
+    assert_eq!(config.admin_token.unwrap().path(), file);
+}
+
+#[test]
 fn misspelt_variable_is_told_but_service_links_are_not() {
     let notices = notices(&[
         ("FIREZONE_TOKENFILE", "x"),

@@ -6,6 +6,7 @@ use tracing_subscriber::EnvFilter;
 use url::Url;
 
 use crate::access::{NotAPort, OpenPorts};
+use crate::admin::AdminToken;
 
 use super::{LogFormat, mistake::shown};
 
@@ -148,6 +149,25 @@ pub(super) fn udp_port(text: &str) -> Result<u16, Wrong> {
         Err(_) => wrong(
             format!("{} is not a port", shown(text)),
             "Set it to a number up to 65535, such as 52625, or to 0 for any free port.",
+        ),
+    }
+}
+
+/// A file with the token of the admin server; empty for none.
+pub(super) fn admin_token(text: &str) -> Result<Option<AdminToken>, Wrong> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let token = AdminToken::in_file(text);
+    match token.read() {
+        Ok(_) => Ok(Some(token)),
+        Err(error) => wrong(
+            format!(
+                "the admin token cannot be read from {} ({error})",
+                shown(text)
+            ),
+            "Put a token into the file, such as the output of `openssl rand -hex 32`, and let the \
+             gateway read it.",
         ),
     }
 }

@@ -49,7 +49,9 @@ pub fn run(config: Config, telemetry: telemetry::Guard) -> anyhow::Result<ExitSt
     let liveness = Liveness::default();
     let drain = Drain::default();
     let (asking, questions) = mpsc::channel(slow_path::QUESTIONS);
-    let state = AdminState::new(watcher, liveness.clone(), drain.clone()).asking(asking);
+    let state = AdminState::new(watcher, liveness.clone(), drain.clone())
+        .asking(asking)
+        .guarded(config.admin_token.clone());
     let read = state.clone();
     let metrics = telemetry::metrics(&config.telemetry, move || read.reading())?;
     let metrics = Arc::new(metrics);

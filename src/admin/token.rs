@@ -1,0 +1,141 @@
+//! Who may see what the gateway is doing: whoever knows the token in a file, if one is named.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use secrecy::{ExposeSecret as _, SecretString};
+use sha2::{Digest as _, Sha256};
+
+/// Longest token in bytes.
+const LONGEST: u64 = 4096;
+
+/// A token in a file; read for each question, so that a new one counts at once.
+#[derive(Clone, PartialEq, Eq)]
+pub struct AdminToken(PathBuf);
+
+impl fmt::Debug for AdminToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("AdminToken").field(&self.0).finish()
+    }
+}
+
+impl AdminToken {
+    /// The token in this file.
+    pub fn in_file(path: impl Into<PathBuf>) -> Self {
+        Self(path.into())
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// The token, without white space around it.
+    ///
+    /// # Errors
+    /// When the file cannot be read, is empty, or is no text of at most 4 KiB.
+    pub fn read(&self) -> io::Result<SecretString> {
+        use std::io::Read as _;
+
+        let mut text = String::new();
+        std::fs::File::open(&self.0)?
+            .take(LONGEST + 1)
+            .read_to_string(&mut text)?;
+        let token = text.trim();
+        if token.is_empty() || text.len() as u64 > LONGEST {
+            let problem = "it is empty or longer than 4096 bytes";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
+        }
+        Ok(SecretString::from(token))
+    }
+
+    /// Whether an `Authorization` header shows that its sender knows the token: as bearer
+    /// (RFC 6750 §2.1), or as the password of any user (RFC 7617), which is what browsers ask for.
+    ///
+    /// # Errors
+    /// See [`Self::read`]. Nobody is let in then.
+    pub fn permits(&self, authorization: Option<&str>) -> io::Result<bool> {
+        let token = self.read()?;
+        let Some((scheme, value)) = authorization.and_then(|header| header.split_once(' ')) else {
+            return Ok(false);
+        };
+        let shown = if scheme.eq_ignore_ascii_case("bearer") {
+            Some(value.trim().to_owned())
+        } else if scheme.eq_ignore_ascii_case("basic") {
+            STANDARD
+                .decode(value.trim())
+                .ok()
+                .and_then(|pair| String::from_utf8(pair).ok())
+                .and_then(|pair| Some(pair.split_once(':')?.1.to_owned()))
+        } else {
+            None
+        };
+        // Hashes differ from the first byte on, however alike the tokens are, so that the time a
+        // comparison takes tells nothing.
+        let hash = |text: &str| Sha256::digest(text.as_bytes());
+        Ok(shown.is_some_and(|shown| hash(&shown) == hash(token.expose_secret())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn token(content: &str) -> (tempfile::TempDir, AdminToken) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("token");
+        std::fs::write(&path, content).unwrap();
+        (dir, AdminToken::in_file(path))
+    }
+
+    #[test]
+    fn the_token_opens_as_bearer_and_as_password() {
+        let (_dir, token) = token(" sesame\n");
+        let basic = |pair: &str| format!("Basic {}", STANDARD.encode(pair));
+        for (header, permitted) in [
+            (Some("Bearer sesame".to_owned()), true),
+            (Some("bearer  sesame ".to_owned()), true),
+            (Some(basic("anybody:sesame")), true),
+            (Some(basic(":sesame")), true),
+            (Some("Bearer sesam".to_owned()), false),
+            (Some("Bearer ".to_owned()), false),
+            (Some("Bearer".to_owned()), false),
+            (Some(basic("sesame")), false),
+            (Some(basic("sesame:")), false),
+            (Some("Basic ???".to_owned()), false),
+            (Some("Digest sesame".to_owned()), false),
+            (None, false),
+        ] {
+            let outcome = token.permits(header.as_deref()).unwrap();
+            assert_eq!(outcome, permitted, "{header:?}");
+        }
+    }
+
+    #[test]
+    fn a_new_token_counts_at_once_and_a_missing_one_lets_nobody_in() {
+        let (dir, token) = token("old");
+        assert!(token.permits(Some("Bearer old")).unwrap());
+        std::fs::write(token.path(), "new").unwrap();
+        assert!(!token.permits(Some("Bearer old")).unwrap());
+        assert!(token.permits(Some("Bearer new")).unwrap());
+        for content in ["", " \n"] {
+            std::fs::write(token.path(), content).unwrap();
+            assert!(token.permits(Some("Bearer ")).is_err());
+        }
+        std::fs::write(token.path(), "x".repeat(5000)).unwrap();
+        assert!(token.permits(Some("Bearer x")).is_err());
+        drop(dir);
+        assert!(token.permits(Some("Bearer new")).is_err());
+    }
+
+    #[test]
+    fn the_token_is_not_shown() {
+        let (_dir, token) = token("sesame");
+        assert!(!format!("{token:?} {:?}", token.read()).contains("sesame"));
+    }
+}
