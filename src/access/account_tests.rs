@@ -209,3 +209,41 @@ fn only_tcp_and_udp_are_told() {
     world.out(&ip4(addr4(1), HOST, 47, b"gre payload"));
     assert!(world.after(700).is_empty());
 }
+
+#[test]
+fn a_flow_is_logged_with_the_grant_that_it_began_under() {
+    use crate::flow_logs::Authorization;
+    use crate::flow_logs::fixtures::{claims, token_of};
+
+    let mut world = World::new();
+    let grant = |world: &mut World, id: Option<&str>| {
+        let authorization = id.map(|id| {
+            let token = token_of(&claims(id));
+            Arc::new(Authorization::parse(&token).unwrap())
+        });
+        let network = cidr(1, "10.0.0.0/8", &[]);
+        world
+            .access
+            .authorize_with(world.now, &peer(1), network, None, authorization);
+    };
+    let ids = |reports: &[FlowReport]| -> Vec<Option<String>> {
+        let id = |a: &Arc<Authorization>| a.id().to_owned();
+        reports
+            .iter()
+            .map(|report| report.authorization.as_ref().map(id))
+            .collect()
+    };
+    grant(&mut world, Some("first"));
+    world.to_host("S");
+    assert_eq!(ids(&world.after(1)), [Some("first".to_owned())]);
+    grant(&mut world, Some("second"));
+    world.out(&udp4(addr4(1), HOST, 7, 9, b"x"));
+    world.host_says("R");
+    let reports = world.after(30);
+    assert_eq!(kinds(&reports), ["began", "ended"]);
+    let expected = ["second", "first"].map(|id| Some(id.to_owned()));
+    assert_eq!(ids(&reports), expected);
+    grant(&mut world, None);
+    world.out(&udp4(addr4(1), HOST, 8, 9, b"x"));
+    assert_eq!(ids(&world.after(1)), [None]);
+}

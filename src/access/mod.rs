@@ -211,6 +211,19 @@ impl Access {
         resource: Resource,
         expires_at: Option<u64>,
     ) {
+        self.authorize_with(now, client, resource, expires_at, None);
+    }
+
+    /// As [`Self::authorize`], with what the grant's flows are logged with. Those that have begun
+    /// are logged as they began.
+    pub fn authorize_with(
+        &mut self,
+        now: Instant,
+        client: &ClientPeer,
+        resource: Resource,
+        expires_at: Option<u64>,
+        authorization: Option<Arc<Authorization>>,
+    ) {
         let id = client.id;
         let addresses = TunnelAddresses {
             ipv4: client.ipv4,
@@ -238,7 +251,7 @@ impl Access {
             expires: self.clock.expiry(expires_at),
             expires_at,
             resource,
-            authorization: None,
+            authorization,
         };
         tracing::info!(
             client = %id,
@@ -436,21 +449,6 @@ impl Access {
     /// Whether flows that begin from now on are accounted for, see [`Self::poll_report`].
     pub fn account_for_flows(&mut self, on: bool) {
         self.shared.set_accounting(on);
-    }
-
-    /// What the flows of a grant are logged with. To be called after [`Self::authorize`]; what has
-    /// begun is logged as it began.
-    pub fn set_authorization(
-        &mut self,
-        client: ClientId,
-        resource: ResourceId,
-        authorization: Arc<Authorization>,
-    ) {
-        let state = self.clients.get_mut(&client);
-        if let Some(grant) = state.and_then(|state| state.grants.get_mut(&resource)) {
-            grant.authorization = Some(authorization);
-            self.publish(client);
-        }
     }
 
     /// What flow logs are to be told next.

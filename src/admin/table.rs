@@ -497,7 +497,9 @@ fn bytes(count: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::model::{BackoffStatus, GrantStatus, PathChange, PathReason, PortalError};
+    use super::super::model::{
+        BackoffStatus, GrantStatus, OutageStatus, PathChange, PathReason, PortalError,
+    };
     use super::*;
     use crate::datapath::peers::PathKind;
 
@@ -746,6 +748,30 @@ Device
         // A gateway from before there was a history.
         client.path_history.clear();
         assert_eq!(page.path(&client).as_deref(), Some("direct for 1m 5s"));
+    }
+
+    #[test]
+    fn outages_of_the_last_day_are_told_in_one_line() {
+        let outage = |began: f64, seconds: f64, cause: &str| OutageStatus {
+            began,
+            ended: began + seconds,
+            cause: cause.into(),
+            ..OutageStatus::default()
+        };
+        let mut status = healthy();
+        status.portal.outages = vec![
+            outage(NOW - 7200.0, 600.0, "http_503"),
+            outage(NOW - 120.0, 60.0, "tcp_connect"),
+        ];
+        let text = render(&status, NOW, false);
+        let line = "  outages in the last 24 hours: 2, longest 10m 0s; the last 1m 0s ago for 1m 0s: tcp_connect\n";
+        assert!(text.contains(line), "{text}");
+        status.clients[0].flows = 1;
+        status.clients[0].domains = 2;
+        status.clients[0].dropped = [("no_grant".to_owned(), 3)].into();
+        let text = render(&status, NOW, false);
+        assert!(text.contains("uses 1 flow, 2 names"), "{text}");
+        assert!(text.contains("dropped no_grant 3"), "{text}");
     }
 
     #[test]

@@ -19,7 +19,7 @@ pub(super) fn at(unix: u64) -> SystemTime {
 }
 
 /// The claims of a token that is good until the year 2100.
-pub(super) fn claims(id: &str) -> Value {
+pub(crate) fn claims(id: &str) -> Value {
     json!({
         "account_id": "b1e9a5f0-5a0e-4f0e-8c7c-6ba2f5f5a111",
         "iat": NOW,
@@ -39,7 +39,7 @@ pub(super) fn claims(id: &str) -> Value {
     })
 }
 
-pub(super) fn token_of(claims: &Value) -> String {
+pub(crate) fn token_of(claims: &Value) -> String {
     let part = |text: &str| URL_SAFE_NO_PAD.encode(text);
     format!(
         "{}.{}.{}",

@@ -8,7 +8,7 @@
 mod counters;
 mod files;
 #[cfg(test)]
-mod fixtures;
+pub(crate) mod fixtures;
 mod http;
 mod record;
 mod spool;

@@ -264,21 +264,17 @@ impl Core {
             return;
         }
         tracing::info!(client = %client.id, resource = %resource.id(), "Access granted");
-        let resource_id = resource.id();
-        self.access.authorize(now, &client, resource, expires_at);
-        if let Some(token) = flow_logs_ingest_token {
-            match Authorization::parse(token.expose_secret()) {
-                Ok(authorization) => {
-                    let authorization = Arc::new(authorization);
-                    self.access
-                        .set_authorization(client.id, resource_id, authorization);
-                }
-                // Access is granted all the same.
-                Err(error) => {
+        let flow_logs = flow_logs_ingest_token.and_then(|token| {
+            // Whatever is wrong with it, access is granted all the same.
+            Authorization::parse(token.expose_secret())
+                .inspect_err(|error| {
                     tracing::debug!(client = %client.id, %error, "flows of this grant are not uploaded");
-                }
-            }
-        }
+                })
+                .ok()
+                .map(Arc::new)
+        });
+        self.access
+            .authorize_with(now, &client, resource, expires_at, flow_logs);
         self.drain_access(now);
         let keys_changed =
             !self
