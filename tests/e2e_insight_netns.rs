@@ -70,7 +70,9 @@ fn prometheus_sees_what_happens_and_raises_the_alarm() -> Result<()> {
         .eventually("metrics are there", Duration::from_secs(30), |net| {
             net.sh(
                 "gateway",
-                "curl -sf 'http://127.0.0.1:9090/api/v1/query?query=gateway_clients' | grep -q direct",
+                "curl -sf -G http://127.0.0.1:9090/api/v1/query \
+                 --data-urlencode 'query=sum(gateway_clients{client_path=\"direct\"}) == 1' \
+                 | grep -q value",
             )
         })?;
     ensure!(value(&lab, "sum(gateway_clients{client_path=\"direct\"})")? == 1.0);

@@ -72,16 +72,19 @@ fn a_page_comes_through_the_tunnel_direct_and_masqueraded() -> Result<()> {
     ensure!(client["last_handshake_at"].is_number(), "{client}");
     ensure!(status["portal"]["state"] == "joined", "{status}");
     ensure!(status["relays"][0]["state"] == "allocated", "{status}");
-    let metrics = lab
-        .net
-        .output("gateway", "curl -sS -f http://127.0.0.1:8080/metrics")?;
-    for wanted in [
-        "gateway_health{probe=\"ready\"} 1",
-        "gateway_clients{client_path=\"direct\"} 1",
-        "gateway_relays{state=\"allocated\"} 1",
-    ] {
-        ensure!(metrics.lines().any(|l| l == wanted), "{wanted}: {metrics}");
-    }
+    // What is published lags behind by half a second.
+    lab.net
+        .eventually("metrics tell it, too", Duration::from_secs(10), |net| {
+            let metrics = net.output("gateway", "curl -sS -f http://127.0.0.1:8080/metrics")?;
+            for wanted in [
+                "gateway_health{probe=\"ready\"} 1",
+                "gateway_clients{client_path=\"direct\"} 1",
+                "gateway_relays{state=\"allocated\"} 1",
+            ] {
+                ensure!(metrics.lines().any(|l| l == wanted), "{wanted}: {metrics}");
+            }
+            Ok(())
+        })?;
     lab.net
         .eventually("metrics are pushed, too", Duration::from_secs(10), |net| {
             let stats = net.output("internet", "curl -sSf http://127.0.0.1:4318/stats")?;

@@ -15,7 +15,7 @@ use firezone_lab::scenario::{
     CLIENT_ROUTER, GATEWAY_ROUTER, GATEWAY_V4, INTERNET, INTERNET_V6, Lab, Nat, RESOURCE_V4,
     SECOND_RELAY,
 };
-use firezone_lab::traffic::{Pings, Streams, page};
+use firezone_lab::traffic::{Echoes, Pings, Streams, page};
 use serde_json::Value;
 
 /// How long streams run: long enough for whatever happens meanwhile, and for its aftermath.
@@ -227,6 +227,8 @@ fn restarted(name: &str, relays: usize) -> Result<()> {
     start(&mut lab, relays)?;
     lab.fetch(&page(RESOURCE_V4))
         .with_context(|| lab.net.logs())?;
+    // TCP waits twice as long each time it tries again; when the path was back, pings tell.
+    let pings = Pings::start(&lab)?;
     stream_through(
         &mut lab,
         2 * STREAMS,
@@ -236,6 +238,13 @@ fn restarted(name: &str, relays: usize) -> Result<()> {
             _ => lab.restart_second_relay(),
         },
     )?;
+    let echoes = pings.finish()?;
+    println!("pings: {echoes:?}");
+    ensure!(
+        echoes.silence <= Duration::from_secs(10),
+        "{echoes:?}\n{}",
+        lab.net.logs()
+    );
     lab.fetch(&page(RESOURCE_V4))
         .with_context(|| lab.net.logs())?;
     Ok(())
@@ -304,7 +313,7 @@ fn a_thousand_flaps_of_the_relays_cost_a_direct_path_nothing() -> Result<()> {
         ),
     )?;
     let took = begun.elapsed();
-    let (answered, lost) = pings.finish()?;
+    let Echoes { answered, lost, .. } = pings.finish()?;
     let after = lab.status()?["clients"][0].clone();
     let asked = asked_for_relays(&lab)?;
     println!(

@@ -179,16 +179,16 @@ impl Pings {
         Ok(Self(spawn(lab, "ping", &["-n", "-i", "0.1", RESOURCE_V4])?))
     }
 
-    /// Ends them. Returns how many were answered, and how many were not.
+    /// Ends them, and says what became of them.
     ///
     /// # Errors
     /// When what `ping` says cannot be understood.
-    pub fn finish(self) -> Result<(usize, usize)> {
+    pub fn finish(self) -> Result<Echoes> {
         let pid = rustix::process::Pid::from_child(&self.0);
         rustix::process::kill_process(pid, rustix::process::Signal::INT)?;
         let output = self.0.wait_with_output()?;
         let text = String::from_utf8_lossy(&output.stdout);
-        let answered: Vec<usize> = text
+        let mut answered: Vec<usize> = text
             .lines()
             .filter_map(|line| {
                 let rest = line.split_once("icmp_seq=")?.1;
@@ -196,9 +196,27 @@ impl Pings {
             })
             .collect();
         // The last one may have been on its way.
-        let sent = answered.iter().max().context("no answers")?;
-        Ok((answered.len(), sent.saturating_sub(answered.len())))
+        answered.sort_unstable();
+        answered.dedup();
+        let sent = *answered.last().context("no answers")?;
+        let gaps = answered.windows(2).map(|pair| pair[1] - pair[0] - 1);
+        Ok(Echoes {
+            answered: answered.len(),
+            lost: sent - answered.len(),
+            silence: Duration::from_millis(100) * gaps.max().unwrap_or(0) as u32,
+        })
     }
+}
+
+/// What became of pings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Echoes {
+    /// How many were answered.
+    pub answered: usize,
+    /// How many were not, before the last that was.
+    pub lost: usize,
+    /// The longest time without an answer.
+    pub silence: Duration,
 }
 
 /// Has the resource answer `iperf3`, if it does not yet.
