@@ -451,8 +451,8 @@ impl Spool {
             .map(|(id, kept)| (Id::clone(id), kept.records.keys().copied().collect()))
             .collect();
         for (id, numbers) in expired {
-            add(&self.counters.expired, numbers.len() as u64);
             self.remove(&id, &numbers);
+            add(&self.counters.expired, numbers.len() as u64);
         }
         self.publish();
     }

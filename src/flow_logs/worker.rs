@@ -228,24 +228,20 @@ impl Worker {
         let verdict = self
             .schedule
             .answered(Instant::now(), id, numbers.len(), reply.meaning);
-        let remove = match verdict {
-            Verdict::Delete => {
-                add(&self.counters.uploaded, numbers.len() as u64);
-                true
-            }
-            Verdict::Drop => {
-                count(&self.counters.rejected);
-                true
-            }
-            Verdict::Keep => false,
+        // Removed before they are counted: who sees the count finds the disk as it says.
+        if matches!(verdict, Verdict::Delete | Verdict::Drop)
+            && let Some(spool) = &mut self.spool
+        {
+            spool.remove(id, numbers);
+        }
+        match verdict {
+            Verdict::Delete => add(&self.counters.uploaded, numbers.len() as u64),
+            Verdict::Drop => count(&self.counters.rejected),
+            Verdict::Keep => {}
             Verdict::Failed => {
                 count(&self.counters.upload_failures);
                 self.upload_failed(id, reply);
-                false
             }
-        };
-        if remove && let Some(spool) = &mut self.spool {
-            spool.remove(id, numbers);
         }
     }
 
