@@ -119,7 +119,7 @@ fn a_revoked_token_closes_all_access_and_the_gateway_recovers_by_itself() -> Res
     })?;
     alive(&mut lab)?;
 
-    let log = lab.net.log("gateway");
+    let log = lab.net.whole_log("gateway");
     ensure!(
         !log.contains(GATEWAY_TOKEN) && !log.contains("mistyped"),
         "a token in the log"

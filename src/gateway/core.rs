@@ -202,7 +202,6 @@ impl Core {
                 client_id,
                 resource_id,
             } => {
-                tracing::info!(client = %client_id, resource = %resource_id, "Access taken back");
                 self.access.reject(client_id, resource_id);
             }
             Ingress::ResourceUpdated(resource) => self.access.update_resource(&resource),
@@ -263,7 +262,6 @@ impl Core {
             tracing::warn!(client = %client.id, "ICE-less connection asked for, but never announced");
             return;
         }
-        tracing::info!(client = %client.id, resource = %resource.id(), "Access granted");
         let flow_logs = flow_logs_ingest_token.and_then(|token| {
             // Whatever is wrong with it, access is granted all the same.
             Authorization::parse(token.expose_secret())
@@ -403,7 +401,7 @@ impl Core {
             }
             Ok(Control::DomainStatus { .. } | Control::Unknown(_)) => {}
             Err(error) => {
-                self.counters.count(DropReason::MalformedControl, 1);
+                self.drop_of(client, DropReason::MalformedControl);
                 tracing::debug!(%client, %error, "control packet skipped");
             }
         }
@@ -426,7 +424,15 @@ impl Core {
         match self.resolutions.begin(announcement) {
             Begun::Resolve(name) => self.commands.push_back(Command::Resolve(name)),
             Begun::Waiting => {}
-            Begun::Refused => self.counters.count(DropReason::ControlLimited, 1),
+            Begun::Refused => self.drop_of(client, DropReason::ControlLimited),
+        }
+    }
+
+    /// Counts a packet of a known client that went nowhere.
+    fn drop_of(&self, client: ClientId, reason: DropReason) {
+        self.counters.count(reason, 1);
+        if let Some(peer) = self.wireguard.peer(client) {
+            peer.counters.count(reason, 1);
         }
     }
 
@@ -790,6 +796,7 @@ impl Core {
             .map(|(client, addresses)| {
                 let view = self.connectivity.describe(client);
                 let peer = self.wireguard.peer(client);
+                let sizes = self.access.sizes(client);
                 let details = complete
                     .then(|| self.connectivity.details(now, wall, client))
                     .flatten()
@@ -827,8 +834,8 @@ impl Core {
                     last_handshake_at: self.wireguard.last_handshake(client).map(unix),
                     rx_bytes: peer.map_or(0, |p| p.counters.traffic.rx_bytes.load(Relaxed)),
                     tx_bytes: peer.map_or(0, |p| p.counters.traffic.tx_bytes.load(Relaxed)),
-                    flows: self.access.sizes(client).flows,
-                    domains: self.access.sizes(client).domains,
+                    flows: sizes.flows,
+                    domains: sizes.domains,
                     dropped: peer.map_or_else(BTreeMap::new, |p| {
                         let drops = p.counters.all();
                         drops

@@ -59,10 +59,23 @@ impl World {
         std::iter::from_fn(|| self.core.poll_command()).collect()
     }
 
+    /// Dropped packets, of all and of the client.
+    fn dropped(&self, reason: DropReason) -> [u64; 2] {
+        let peer = self.core.wireguard.peer(client_id()).unwrap();
+        [
+            self.core.counters.dropped(reason),
+            peer.counters.dropped(reason),
+        ]
+    }
+
     /// The real address behind the proxy, if a packet to it passes.
     fn destination(&self) -> Option<IpAddr> {
+        self.destination_from(1000)
+    }
+
+    fn destination_from(&self, port: u16) -> Option<IpAddr> {
         let policy = self.core.access.policy(client_id())?;
-        let packet = samples::udp4([100, 64, 0, 9], [100, 96, 0, 1], 1000, 53, b"x");
+        let packet = samples::udp4([100, 64, 0, 9], [100, 96, 0, 1], port, 53, b"x");
         let meta = Meta::parse(&packet).unwrap();
         let flow = policy.admit_outbound(&meta, self.now).ok()?.flow?;
         flow.count_out(&meta);
@@ -145,11 +158,10 @@ fn what_is_taken_back_while_its_name_is_resolved_is_not_confirmed() {
 #[test]
 fn unreadable_control_packets_are_counted() {
     let (mut w, _tunn) = connected("**.example", None);
-    let before = w.core.counters.dropped(DropReason::MalformedControl);
+    assert_eq!(w.dropped(DropReason::MalformedControl), [0, 0]);
     let packet = samples::control(0, b"{}");
     w.core.handle_control(w.now, client_id(), &packet);
-    let after = w.core.counters.dropped(DropReason::MalformedControl);
-    assert_eq!(after, before + 1);
+    assert_eq!(w.dropped(DropReason::MalformedControl), [1, 1]);
 }
 
 #[test]
@@ -159,8 +171,7 @@ fn a_client_that_announces_too_much_is_held_back() {
         w.announce(1, &format!("n{n}.example"));
     }
     assert_eq!(w.commands().len(), 64);
-    let limited = w.core.counters.dropped(DropReason::ControlLimited);
-    assert_eq!(limited, 36);
+    assert_eq!(w.dropped(DropReason::ControlLimited), [36, 36]);
     assert_eq!(w.told(&mut tunn), [], "it will announce them again");
 }
 
@@ -189,6 +200,8 @@ fn flows_are_told_with_the_way_they_took_and_an_odd_token_costs_nothing() {
 #[test]
 fn the_portal_switches_accounting_on_and_says_where_to_upload_once() {
     let (mut w, _tunn) = connected("**.example", None);
+    w.announce(1, "a.example");
+    w.resolve("a.example", Some(&[[10, 0, 0, 1]]));
     let uploads = FlowLogUploads {
         api_url: "https://logs.example.net/".into(),
         interval_secs: 60,
@@ -199,10 +212,17 @@ fn the_portal_switches_accounting_on_and_says_where_to_upload_once() {
         resource_id: resource_id(1),
         expires_at: None,
     }];
-    for (flow_logs, told) in [
-        (Some(uploads.clone()), true),
-        (Some(uploads.clone()), false),
-        (None, true),
+    let off = FlowLogUploads {
+        interval_secs: 0,
+        ..uploads.clone()
+    };
+    for (port, flow_logs, told, counts) in [
+        (1, None, false, false),
+        (2, Some(uploads.clone()), true, true),
+        (3, Some(uploads.clone()), false, true),
+        (4, Some(off), true, false),
+        (5, Some(uploads.clone()), true, true),
+        (6, None, true, false),
     ] {
         w.core.handle_portal(
             w.now,
@@ -219,5 +239,12 @@ fn the_portal_switches_accounting_on_and_says_where_to_upload_once() {
             .filter(|c| matches!(c, Command::ConfigureFlowLogs(_)))
             .collect();
         assert_eq!(configured, expected.into_iter().collect::<Vec<_>>());
+
+        assert!(w.destination_from(port).is_some());
+        w.now += Duration::from_secs(1);
+        w.core.handle_timeout(w.now);
+        let reported = std::iter::from_fn(|| w.core.poll_flow_report())
+            .any(|(report, _)| report.source.port() == port);
+        assert_eq!(reported, counts, "the flow from port {port}");
     }
 }

@@ -550,9 +550,7 @@ impl SlowPath {
         if self.asked.is_empty() || begin < self.answer_from {
             return;
         }
-        self.around.portal = self.portal.status();
-        self.around.dns = self.names.forwarded();
-        self.around.flow_logs = self.flow_logs.counters();
+        self.look_around();
         let status =
             Arc::new(
                 self.publisher
@@ -584,10 +582,14 @@ impl SlowPath {
         }
     }
 
-    fn publish(&mut self) {
+    fn look_around(&mut self) {
         self.around.portal = self.portal.status();
         self.around.dns = self.names.forwarded();
         self.around.flow_logs = self.flow_logs.counters();
+    }
+
+    fn publish(&mut self) {
+        self.look_around();
         self.publisher
             .publish(&self.around, Some(&self.core), &self.counters);
     }

@@ -259,10 +259,14 @@ impl Net {
             .with_context(|| format!("no process {name}"))
     }
 
-    /// The last lines of a process's log.
+    /// All that a process has written, also before it was started anew.
+    pub fn whole_log(&self, name: &str) -> String {
+        std::fs::read_to_string(self.dir.join(format!("{name}.log"))).unwrap_or_default()
+    }
+
+    /// The last lines of a process's log, for the message of a failed test.
     pub fn log(&self, name: &str) -> String {
-        let text =
-            std::fs::read_to_string(self.dir.join(format!("{name}.log"))).unwrap_or_default();
+        let text = self.whole_log(name);
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(60)..].join("\n")
     }

@@ -187,24 +187,7 @@ impl Pings {
         let pid = rustix::process::Pid::from_child(&self.0);
         rustix::process::kill_process(pid, rustix::process::Signal::INT)?;
         let output = self.0.wait_with_output()?;
-        let text = String::from_utf8_lossy(&output.stdout);
-        let mut answered: Vec<usize> = text
-            .lines()
-            .filter_map(|line| {
-                let rest = line.split_once("icmp_seq=")?.1;
-                rest.split_once(' ')?.0.parse().ok()
-            })
-            .collect();
-        // The last one may have been on its way.
-        answered.sort_unstable();
-        answered.dedup();
-        let sent = *answered.last().context("no answers")?;
-        let gaps = answered.windows(2).map(|pair| pair[1] - pair[0] - 1);
-        Ok(Echoes {
-            answered: answered.len(),
-            lost: sent - answered.len(),
-            silence: Duration::from_millis(100) * gaps.max().unwrap_or(0) as u32,
-        })
+        Echoes::read(&String::from_utf8_lossy(&output.stdout))
     }
 }
 
@@ -213,10 +196,42 @@ impl Pings {
 pub struct Echoes {
     /// How many were answered.
     pub answered: usize,
-    /// How many were not, before the last that was.
+    /// How many were not.
     pub lost: usize,
-    /// The longest time without an answer.
+    /// The longest time without an answer, also at the end.
     pub silence: Duration,
+}
+
+impl Echoes {
+    fn read(text: &str) -> Result<Self> {
+        // Errors have a number as well, but nobody has answered then.
+        let mut answered: Vec<usize> = text
+            .lines()
+            .filter(|line| line.contains(" bytes from "))
+            .filter_map(|line| {
+                let rest = line.split_once("icmp_seq=")?.1;
+                rest.split_once(' ')?.0.parse().ok()
+            })
+            .collect();
+        answered.sort_unstable();
+        answered.dedup();
+        let last = *answered.last().context("no answers")?;
+        let (sent, _) = text
+            .split_once(" packets transmitted")
+            .context("ping does not say how many it sent")?;
+        let sent: usize = sent.rsplit('\n').next().unwrap_or(sent).parse()?;
+        // The last one may have been on its way.
+        let due = last.max(sent.saturating_sub(1));
+        answered.insert(0, 0);
+        answered.push(due + 1);
+        let gaps = answered.windows(2).map(|pair| pair[1] - pair[0] - 1);
+        let answered = answered.len() - 2;
+        Ok(Self {
+            answered,
+            lost: due - answered,
+            silence: Duration::from_millis(100) * gaps.max().unwrap_or(0) as u32,
+        })
+    }
 }
 
 /// Has the resource answer `iperf3`, if it does not yet.
@@ -265,5 +280,26 @@ mod tests {
         );
         let stall = |from, lasted| Stall { from, lasted };
         assert_eq!(flow.stalls(), [stall(1.0, 2.0), stall(2.0, 5.0)]);
+    }
+
+    fn read(numbers: &[usize], sent: usize) -> [u128; 3] {
+        let mut text = "PING 10.99.0.2 (10.99.0.2) 56(84) bytes of data.\n".to_owned();
+        for number in numbers {
+            text += &format!("64 bytes from 10.99.0.2: icmp_seq={number} ttl=63 time=0.8 ms\n");
+        }
+        text += "From 100.64.0.1 icmp_seq=3 Destination Host Unreachable\n\n";
+        text += &format!("--- 10.99.0.2 ping statistics ---\n{sent} packets transmitted, 2\n");
+        let echoes = Echoes::read(&text).expect("it can be read");
+        let silence = echoes.silence.as_millis();
+        [echoes.answered as u128, echoes.lost as u128, silence]
+    }
+
+    #[test]
+    fn what_was_not_answered_is_lost_wherever_it_was_sent() {
+        assert_eq!(read(&[1, 2, 3], 3), [3, 0, 0]);
+        assert_eq!(read(&[1, 2], 3), [2, 0, 0], "on its way");
+        assert_eq!(read(&[1, 2, 2, 4], 4), [3, 1, 100], "an error is no answer");
+        assert_eq!(read(&[4, 5], 5), [2, 3, 300]);
+        assert_eq!(read(&[1, 2], 12), [2, 9, 900], "they stopped for good");
     }
 }
