@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
 use super::core::{Command, Core};
-use super::flow_reports;
+use super::flow_reports::{self, WallClock};
 use super::host_setup::{self, Host};
 use super::snapshot::{self, Facts, Surroundings};
 use crate::access::DNS_PORT;
@@ -220,6 +220,8 @@ struct SlowPath {
     network: Option<Arc<Network>>,
     names: dns::Service,
     flow_logs: FlowLogs,
+    /// Places flows in the time of day.
+    wall_clock: WallClock,
     resolved: mpsc::UnboundedReceiver<dns::Answer>,
     configured: (
         mpsc::UnboundedSender<Configuration>,
@@ -324,6 +326,7 @@ impl SlowPath {
             network,
             names,
             flow_logs,
+            wall_clock: WallClock::new(now, SystemTime::now()),
             resolved,
             configured: mpsc::unbounded_channel(),
             checks: mpsc::unbounded_channel(),
@@ -454,10 +457,9 @@ impl SlowPath {
         while let Some(story) = self.core.poll_story() {
             story.record(&opentelemetry::global::tracer(TRACER), Instant::now());
         }
-        let clocks = (Instant::now(), SystemTime::now());
         while let Some((report, outers)) = self.core.poll_flow_report() {
             let log = self.config.flow_logs;
-            if let Some(report) = flow_reports::take(&report, &outers, log, clocks) {
+            if let Some(report) = flow_reports::take(&report, &outers, log, &self.wall_clock) {
                 self.flow_logs.report(report);
             }
         }
@@ -540,7 +542,9 @@ impl SlowPath {
             // Nobody waits for the result any more when the gateway is shutting down.
             tokio::task::spawn_blocking(move || done.send(check()));
         }
-        self.core.note_wall(now, SystemTime::now());
+        let wall = SystemTime::now();
+        self.core.note_wall(now, wall);
+        self.wall_clock.note(now, wall);
         self.publish();
     }
 
