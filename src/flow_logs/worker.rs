@@ -157,6 +157,8 @@ impl Worker {
             if error.kind() == std::io::ErrorKind::NotFound {
                 // The directories were removed under us; they are made anew.
                 self.spool = None;
+                // It names its records by numbers that the next spool gives to others.
+                self.sending = None;
             }
             self.disk_failed(&error);
         }
@@ -185,6 +187,10 @@ impl Worker {
                 .ok()
         });
         let is_new_server = new.map(|config| &config.api_url) != known.map(|c| &c.api_url);
+        if is_new_server && new.is_some() {
+            // What the former one would answer says nothing about this one. Its records stay.
+            self.sending = None;
+        }
         let usable = active.filter(|_| self.endpoint.is_some());
         self.schedule
             .configure(Instant::now(), usable, is_new_server);
@@ -275,3 +281,7 @@ async fn until(wake: Option<Instant>) {
         None => pending().await,
     }
 }
+
+#[cfg(test)]
+#[path = "worker_tests.rs"]
+mod tests;
