@@ -11,6 +11,7 @@ pub mod connectivity;
 pub mod datapath;
 pub mod device;
 pub mod dns;
+mod file_version;
 pub mod flow_logs;
 #[cfg(any(test, fuzzing))]
 mod fuzzing;

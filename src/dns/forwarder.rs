@@ -17,8 +17,9 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout, timeout_at};
 
 use super::message::{self, MAX_MESSAGE, Query};
-use super::resolver::Settings;
+use super::resolver::{Settings, name_servers};
 use super::upstreams::Upstreams;
+use super::watched::Watched;
 
 /// Longest that a query may take (data-path spec §9).
 const LIMIT: Duration = Duration::from_secs(5);
@@ -37,7 +38,7 @@ const MAX_UDP: usize = 1200;
 /// How often the servers' speed is measured (data-path spec §9), and how long they may take.
 const EVALUATION: Duration = Duration::from_secs(60);
 const EVALUATION_LIMIT: Duration = Duration::from_secs(2);
-/// How often the list of servers is read again.
+/// How often it is seen whether the list of servers has changed.
 const LIST_AGE: Duration = Duration::from_secs(5);
 /// Pause before an address that could not be bound is tried again.
 const BIND_PAUSE: Duration = Duration::from_millis(500);
@@ -98,15 +99,7 @@ impl Forwarder {
         counters: Arc<ForwarderCounters>,
         is_client: fn(IpAddr) -> bool,
     ) -> Self {
-        let shared = Arc::new(Shared {
-            settings,
-            is_client,
-            counters,
-            upstreams: Mutex::new((Upstreams::default(), None)),
-            queries: Arc::new(Semaphore::new(CONCURRENT)),
-            connections: Arc::new(Semaphore::new(CONNECTIONS)),
-            askers: Mutex::default(),
-        });
+        let shared = Arc::new(Shared::new(settings, is_client, counters));
         let mut tasks = JoinSet::new();
         for address in addresses {
             tasks.spawn(serve_udp(address, Arc::clone(&shared)));
@@ -117,14 +110,21 @@ impl Forwarder {
     }
 }
 
+/// The servers.
+struct List {
+    file: Watched<Vec<IpAddr>>,
+    /// When it was last looked at.
+    seen: Option<Instant>,
+    upstreams: Upstreams,
+}
+
 struct Shared {
     settings: Arc<Settings>,
     /// Whoever else can reach the addresses, such as a neighbour on the site's network, is not to
     /// use the gateway as a resolver.
     is_client: fn(IpAddr) -> bool,
     counters: Arc<ForwarderCounters>,
-    /// The servers, and when their list was read.
-    upstreams: Mutex<(Upstreams, Option<Instant>)>,
+    list: Mutex<List>,
     queries: Arc<Semaphore>,
     connections: Arc<Semaphore>,
     /// Queries under way by who asked.
@@ -151,22 +151,46 @@ impl Drop for Place {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, (Upstreams, Option<Instant>)> {
+    fn new(
+        settings: Arc<Settings>,
+        is_client: fn(IpAddr) -> bool,
+        counters: Arc<ForwarderCounters>,
+    ) -> Self {
+        let list = List {
+            file: Watched::new(settings.resolv_conf.clone()),
+            seen: None,
+            upstreams: Upstreams::default(),
+        };
+        Self {
+            settings,
+            is_client,
+            counters,
+            list: Mutex::new(list),
+            queries: Arc::new(Semaphore::new(CONCURRENT)),
+            connections: Arc::new(Semaphore::new(CONNECTIONS)),
+            askers: Mutex::default(),
+        }
+    }
+
+    fn list(&self) -> MutexGuard<'_, List> {
         // Measurements, of which each stands for itself.
-        self.upstreams
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn order(&self) -> Vec<IpAddr> {
         let now = Instant::now();
-        let mut guard = self.lock();
-        let (upstreams, read) = &mut *guard;
-        if read.is_none_or(|at| now.duration_since(at) >= LIST_AGE) {
-            *read = Some(now);
-            upstreams.set(&self.settings.name_servers());
+        let mut guard = self.list();
+        let list = &mut *guard;
+        if list
+            .seen
+            .is_none_or(|at| now.duration_since(at) >= LIST_AGE)
+        {
+            list.seen = Some(now);
+            if let Some(servers) = list.file.current(name_servers) {
+                list.upstreams.set(servers);
+            }
         }
-        upstreams.order()
+        list.upstreams.order()
     }
 
     fn askers(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
@@ -206,7 +230,7 @@ impl Shared {
                 let address = SocketAddr::new(upstream, self.settings.port);
                 match timeout_at(until, exchange(query, address, transport)).await {
                     Ok(Ok(response)) => {
-                        self.lock().0.answered(upstream, begin.elapsed());
+                        self.list().upstreams.answered(upstream, begin.elapsed());
                         if !message::is_refusal(&response) {
                             count(&self.counters.answered);
                             return response;
@@ -215,9 +239,9 @@ impl Shared {
                     }
                     Ok(Err(error)) => {
                         tracing::debug!(%upstream, %error, "name server not reached");
-                        self.lock().0.failed(upstream);
+                        self.list().upstreams.failed(upstream);
                     }
-                    Err(_) => self.lock().0.failed(upstream),
+                    Err(_) => self.list().upstreams.failed(upstream),
                 }
             }
             if round == 0
@@ -384,8 +408,8 @@ async fn evaluate(shared: Arc<Shared>) {
                 let asked = exchange(&query, address, Transport::Udp);
                 // Whatever it says: who refuses this one may still answer others.
                 match timeout(EVALUATION_LIMIT, asked).await {
-                    Ok(Ok(_)) => shared.lock().0.answered(upstream, begin.elapsed()),
-                    _ => shared.lock().0.failed(upstream),
+                    Ok(Ok(_)) => shared.list().upstreams.answered(upstream, begin.elapsed()),
+                    _ => shared.list().upstreams.failed(upstream),
                 }
             });
         }

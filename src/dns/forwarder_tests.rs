@@ -110,6 +110,22 @@ async fn without_any_server_the_answer_is_servfail() {
     assert_eq!(world.counters.read().failed, 1);
 }
 
+#[test]
+fn servers_stay_known_while_their_list_cannot_be_read() {
+    let servers = |last: u8| [IpAddr::from([127, 0, 0, last])];
+    let host = Host::new(&servers(1), 53);
+    host.set_hosts("");
+    let shared = Shared::new(host.settings(), anybody, Arc::default());
+    assert_eq!(shared.order(), servers(1));
+    host.break_files();
+    shared.list().seen = None;
+    assert_eq!(shared.order(), servers(1));
+    host.use_servers(&servers(2));
+    assert_eq!(shared.order(), servers(1), "not yet looked at");
+    shared.list().seen = None;
+    assert_eq!(shared.order(), servers(2));
+}
+
 #[tokio::test]
 async fn a_dead_server_is_passed_over_and_then_no_longer_asked_first() {
     let (server, host) = server(Zone::default().text("a.example.", 20)).await;

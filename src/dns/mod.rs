@@ -12,6 +12,7 @@ mod resolver;
 #[cfg(test)]
 mod test_server;
 mod upstreams;
+mod watched;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};

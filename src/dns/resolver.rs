@@ -1,10 +1,11 @@
 //! Resolution of the names of DNS resources, as the gateway's host resolves names
 //! (data-path spec §6.3).
 
+use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use hickory_resolver::config::{LookupIpStrategy, ResolveHosts, ResolverConfig, ResolverOpts};
 use hickory_resolver::net::NetError;
@@ -13,6 +14,7 @@ use hickory_resolver::proto::op::Query;
 use hickory_resolver::proto::rr::{Name, RData, RecordType};
 use hickory_resolver::{Hosts, TokioResolver, system_conf};
 
+use super::watched::Watched;
 use crate::access::Resolved;
 
 /// Longest that one name may take (data-path spec §9).
@@ -49,17 +51,8 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// The name servers, in the order of `resolv.conf`; none if it cannot be read.
-    pub(super) fn name_servers(&self) -> Vec<IpAddr> {
-        std::fs::read(&self.resolv_conf)
-            .ok()
-            .and_then(|content| system_conf::parse_resolv_conf(content).ok())
-            .map(|(config, _)| config.name_servers().iter().map(|s| s.ip).collect())
-            .unwrap_or_default()
-    }
-
-    fn read(&self) -> Result<(ResolverConfig, ResolverOpts), NetError> {
-        let content = std::fs::read(&self.resolv_conf)?;
+    fn read(&self, resolv_conf: &Path) -> Result<(ResolverConfig, ResolverOpts), NetError> {
+        let content = std::fs::read(resolv_conf)?;
         let (config, mut options) = system_conf::parse_resolv_conf(content)?;
         let mut servers = config.name_servers().to_vec();
         for connection in servers.iter_mut().flat_map(|s| &mut s.connections) {
@@ -76,41 +69,34 @@ impl Settings {
     }
 }
 
-/// What tells one content of a file from the next.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Version(Option<(SystemTime, u64, u64)>);
-
-impl Version {
-    fn of(path: &Path) -> Self {
-        use std::os::unix::fs::MetadataExt as _;
-
-        let read = || {
-            let metadata = std::fs::metadata(path).ok()?;
-            Some((metadata.modified().ok()?, metadata.ino(), metadata.len()))
-        };
-        Self(read())
-    }
+/// The name servers, in the order of `resolv.conf`; a list without any is an error.
+pub(super) fn name_servers(resolv_conf: &Path) -> Result<Vec<IpAddr>, NetError> {
+    let content = std::fs::read(resolv_conf)?;
+    let (config, _) = system_conf::parse_resolv_conf(content)?;
+    Ok(config.name_servers().iter().map(|s| s.ip).collect())
 }
 
-/// What the files said when they were read.
+/// What the host's files say.
 struct Loaded {
-    resolv_conf: Version,
-    hosts_version: Version,
-    resolver: Option<Arc<TokioResolver>>,
-    hosts: Arc<Hosts>,
+    resolver: Watched<Arc<TokioResolver>>,
+    hosts: Watched<Arc<Hosts>>,
 }
 
 /// Resolves names; reads the host's files again when they have changed.
 pub(super) struct Resolver {
     settings: Arc<Settings>,
-    loaded: Mutex<Option<Loaded>>,
+    loaded: Mutex<Loaded>,
 }
 
 impl Resolver {
     pub(super) fn new(settings: Arc<Settings>) -> Self {
+        let loaded = Loaded {
+            resolver: Watched::new(settings.resolv_conf.clone()),
+            hosts: Watched::new(settings.hosts.clone()),
+        };
         Self {
             settings,
-            loaded: Mutex::new(None),
+            loaded: Mutex::new(loaded),
         }
     }
 
@@ -163,54 +149,35 @@ impl Resolver {
         }
     }
 
-    /// The resolver and the hosts file as of now; no resolver without name servers.
+    /// The resolver and the hosts file as of now; no resolver as long as the host has never said
+    /// how it resolves names.
     fn current(&self) -> (Option<Arc<TokioResolver>>, Arc<Hosts>) {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        let resolv_conf = Version::of(&self.settings.resolv_conf);
-        let hosts_version = Version::of(&self.settings.hosts);
-        let previous = loaded.take();
-        let (same_resolver, same_hosts) = match previous {
-            None => (None, None),
-            Some(previous) => (
-                (previous.resolv_conf == resolv_conf).then_some(previous.resolver),
-                (previous.hosts_version == hosts_version).then_some(previous.hosts),
-            ),
-        };
-        let resolver = same_resolver.unwrap_or_else(|| match self.build() {
-            Ok(resolver) => Some(Arc::new(resolver)),
-            Err(error) => {
-                let file = self.settings.resolv_conf.display();
-                tracing::warn!(%error, %file, "Names cannot be resolved");
-                None
-            }
-        });
-        let hosts = same_hosts.unwrap_or_else(|| Arc::new(read_hosts(&self.settings.hosts)));
-        *loaded = Some(Loaded {
-            resolv_conf,
-            hosts_version,
-            resolver: resolver.clone(),
-            hosts: Arc::clone(&hosts),
-        });
-        (resolver, hosts)
+        let resolver = loaded.resolver.current(|path| self.build(path)).cloned();
+        let hosts = loaded.hosts.current(read_hosts).cloned();
+        (resolver, hosts.unwrap_or_default())
     }
 
-    fn build(&self) -> Result<TokioResolver, NetError> {
-        let (config, options) = self.settings.read()?;
+    fn build(&self, resolv_conf: &Path) -> Result<Arc<TokioResolver>, NetError> {
+        let (config, options) = self.settings.read(resolv_conf)?;
         TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
             .with_options(options)
             .build()
+            .map(Arc::new)
     }
 }
 
-fn read_hosts(path: &Path) -> Hosts {
+fn read_hosts(path: &Path) -> io::Result<Arc<Hosts>> {
+    let content = match std::fs::read(path) {
+        Ok(content) => content,
+        // In many a container, which is as good as empty.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        Err(error) => return Err(error),
+    };
     let mut hosts = Hosts::default();
-    // Missing in many a container, which is as good as empty.
-    if let Ok(file) = std::fs::File::open(path)
-        && let Err(error) = hosts.read_hosts_conf(file)
-    {
-        tracing::warn!(%error, file = %path.display(), "The hosts file cannot be read to its end");
-    }
-    hosts
+    // A letter of another encoding, in a comment say, is no reason to do without the rest.
+    hosts.read_hosts_conf(String::from_utf8_lossy(&content).as_bytes())?;
+    Ok(Arc::new(hosts))
 }
 
 /// What the hosts file says of a name, if anything: a family it does not name has no addresses.

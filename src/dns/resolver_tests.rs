@@ -116,3 +116,40 @@ async fn a_server_that_is_gone_fails_in_bounded_time_and_the_next_is_asked() {
     host.use_servers(&[gone]);
     assert!(resolver.resolve("b.example").await.is_failure());
 }
+
+#[tokio::test]
+async fn files_that_cannot_be_read_leave_what_they_said_before() {
+    let (server, host, resolver) = server(Zone::default().address("a.example.", "10.0.0.1")).await;
+    host.set_hosts("10.9.9.9 b.example\n");
+    let asked = resolver.resolve("a.example").await;
+    assert_eq!(asked, found(&["10.0.0.1"], &[]));
+    host.break_files();
+    let asked = resolver.resolve("c.example").await;
+    assert_eq!(asked, found(&[], &[]), "the server said so");
+    assert_eq!(server.asked(), 4);
+    let asked = resolver.resolve("b.example").await;
+    assert_eq!(asked, found(&["10.9.9.9"], &[]));
+    // A list without servers is one that is being written.
+    host.use_servers(&[]);
+    let asked = resolver.resolve("d.example").await;
+    assert_eq!(asked, found(&[], &[]));
+    // Once they can be read again, what they say holds.
+    let other = Zone::default().address("a.example.", "10.0.0.2");
+    let _other = Server::start("127.0.0.2", server.address.port(), other).await;
+    host.use_servers(&["127.0.0.2".parse().unwrap()]);
+    host.set_hosts("10.8.8.8 b.example\n");
+    let asked = resolver.resolve("b.example").await;
+    assert_eq!(asked, found(&["10.8.8.8"], &[]));
+    let asked = resolver.resolve("a.example").await;
+    assert_eq!(asked, found(&["10.0.0.2"], &[]));
+}
+
+#[tokio::test]
+async fn a_hosts_file_in_another_encoding_is_read_to_its_end_and_a_removed_one_is_empty() {
+    let (_server, host, resolver) = server(Zone::default()).await;
+    host.set_hosts(b"# caf\xe9\n10.9.9.9 b.example\n");
+    let asked = resolver.resolve("b.example").await;
+    assert_eq!(asked, found(&["10.9.9.9"], &[]));
+    host.remove_hosts();
+    assert_eq!(resolver.resolve("b.example").await, found(&[], &[]));
+}

@@ -161,13 +161,33 @@ impl Host {
         // A new file each time, so that it differs even within one tick of the file system's clock.
         let new = self.dir.path().join("new");
         std::fs::write(&new, format!("options timeout:1 attempts:1\n{lines}")).unwrap();
+        self.make_room("resolv.conf");
         std::fs::rename(new, self.path("resolv.conf")).unwrap();
     }
 
-    pub(super) fn set_hosts(&self, content: &str) {
+    pub(super) fn set_hosts(&self, content: impl AsRef<[u8]>) {
         let new = self.dir.path().join("new");
         std::fs::write(&new, content).unwrap();
+        self.make_room("hosts");
         std::fs::rename(new, self.path("hosts")).unwrap();
+    }
+
+    pub(super) fn remove_hosts(&self) {
+        std::fs::remove_file(self.path("hosts")).unwrap();
+    }
+
+    /// From now on both files are there and cannot be read; not even by root.
+    pub(super) fn break_files(&self) {
+        for name in ["resolv.conf", "hosts"] {
+            std::fs::remove_file(self.path(name)).unwrap();
+            std::fs::create_dir(self.path(name)).unwrap();
+        }
+    }
+
+    /// A file does not take the place of a directory.
+    fn make_room(&self, name: &str) {
+        // There is none, most of the time.
+        let _ = std::fs::remove_dir(self.path(name));
     }
 
     fn path(&self, name: &str) -> PathBuf {

@@ -20,6 +20,7 @@ use crate::datapath::counters::Counters;
 use crate::datapath::peers::PeerTable;
 use crate::datapath::worker::{Slow, Stop, Worker};
 use crate::dns;
+use crate::file_version::FileVersion;
 use crate::flow_logs::{self, FlowLogs, UploadConfig};
 use crate::host::network::Network;
 use crate::net;
@@ -236,9 +237,6 @@ struct SlowPath {
     checking: bool,
 }
 
-/// Time of the last change, inode and length.
-type FileVersion = (SystemTime, u64, u64);
-
 /// What became of the device's addresses.
 struct Configuration {
     wanted: Interface,
@@ -309,7 +307,7 @@ impl SlowPath {
             allow_plain_http: config.api_url.scheme() == "ws",
             limits: flow_logs::Limits::default(),
         })?;
-        let token_seen = config.token_source.path().and_then(version);
+        let token_seen = config.token_source.path().and_then(FileVersion::of);
         Ok(Self {
             config,
             around,
@@ -531,7 +529,7 @@ impl SlowPath {
     fn beat(&mut self) {
         let now = Instant::now();
         if let Some(path) = self.config.token_source.path() {
-            let seen = version(path);
+            let seen = FileVersion::of(path);
             if seen.is_some() && seen != self.token_seen {
                 self.read_token();
             }
@@ -578,7 +576,7 @@ impl SlowPath {
     }
 
     fn read_token(&mut self) {
-        self.token_seen = self.config.token_source.path().and_then(version);
+        self.token_seen = self.config.token_source.path().and_then(FileVersion::of);
         match self.config.token_source.reload() {
             Some(Ok(token)) => self.portal.token_read(token),
             Some(Err(error)) => tracing::warn!(%error, "Token not read again"),
@@ -623,13 +621,4 @@ impl SlowPath {
             tracing::debug!(%error, "routes not removed");
         }
     }
-}
-
-/// What tells one content of a file from the next: a new file in its place may be as old as the
-/// one before.
-fn version(path: &std::path::Path) -> Option<FileVersion> {
-    use std::os::unix::fs::MetadataExt as _;
-
-    let metadata = std::fs::metadata(path).ok()?;
-    Some((metadata.modified().ok()?, metadata.ino(), metadata.len()))
 }
