@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout, timeout_at};
 
@@ -31,6 +30,8 @@ const CONCURRENT: usize = 1000;
 const CONCURRENT_OF_CLIENT: usize = 100;
 /// TCP connections at once.
 const CONNECTIONS: usize = 256;
+/// Of one client. Resolvers use one and few more (RFC 7766 §6.2.2).
+const CONNECTIONS_OF_CLIENT: usize = 16;
 /// A connection without a query is closed after this (RFC 7766 §6.2.3).
 const IDLE: Duration = Duration::from_secs(10);
 /// Longest answer over UDP in bytes: fits into the tunnel (data-path spec §9).
@@ -59,7 +60,7 @@ pub struct Forwarded {
     pub answered: u64,
     /// Answered with SERVFAIL by us, as no name server could be reached in time.
     pub failed: u64,
-    /// Beyond the number of queries that may be under way; not answered.
+    /// Beyond the number of queries or connections that may be under way; not answered.
     pub limited: u64,
     /// No standard query, or not from a client; not answered.
     pub ignored: u64,
@@ -125,26 +126,67 @@ struct Shared {
     is_client: fn(IpAddr) -> bool,
     counters: Arc<ForwarderCounters>,
     list: Mutex<List>,
-    queries: Arc<Semaphore>,
-    connections: Arc<Semaphore>,
-    /// Queries under way by who asked.
-    askers: Mutex<HashMap<IpAddr, usize>>,
+    queries: Arc<Places>,
+    connections: Arc<Places>,
 }
 
-/// A place for a query; given back when dropped.
+/// A number of places, of which nobody gets more than a share.
+struct Places {
+    all: usize,
+    of_one: usize,
+    taken: Mutex<Taken>,
+}
+
+#[derive(Default)]
+struct Taken {
+    all: usize,
+    by_asker: HashMap<IpAddr, usize>,
+}
+
+impl Places {
+    fn new(all: usize, of_one: usize) -> Arc<Self> {
+        Arc::new(Self {
+            all,
+            of_one,
+            taken: Mutex::default(),
+        })
+    }
+
+    fn taken(&self) -> MutexGuard<'_, Taken> {
+        // Nothing in between can panic.
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A place for this asker, if there is one.
+    fn take(self: &Arc<Self>, asker: IpAddr) -> Option<Place> {
+        let mut taken = self.taken();
+        let of_asker = taken.by_asker.get(&asker).copied().unwrap_or(0);
+        if taken.all >= self.all || of_asker >= self.of_one {
+            return None;
+        }
+        taken.all += 1;
+        taken.by_asker.insert(asker, of_asker + 1);
+        Some(Place {
+            places: Arc::clone(self),
+            asker,
+        })
+    }
+}
+
+/// Given back when dropped.
 struct Place {
-    shared: Arc<Shared>,
+    places: Arc<Places>,
     asker: IpAddr,
-    _permit: OwnedSemaphorePermit,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut askers = self.shared.askers();
-        if let Some(count) = askers.get_mut(&self.asker) {
+        let mut taken = self.places.taken();
+        taken.all -= 1;
+        if let Some(count) = taken.by_asker.get_mut(&self.asker) {
             *count -= 1;
             if *count == 0 {
-                askers.remove(&self.asker);
+                taken.by_asker.remove(&self.asker);
             }
         }
     }
@@ -166,9 +208,8 @@ impl Shared {
             is_client,
             counters,
             list: Mutex::new(list),
-            queries: Arc::new(Semaphore::new(CONCURRENT)),
-            connections: Arc::new(Semaphore::new(CONNECTIONS)),
-            askers: Mutex::default(),
+            queries: Places::new(CONCURRENT, CONCURRENT_OF_CLIENT),
+            connections: Places::new(CONNECTIONS, CONNECTIONS_OF_CLIENT),
         }
     }
 
@@ -193,66 +234,57 @@ impl Shared {
         list.upstreams.order()
     }
 
-    fn askers(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
-        // Each change is a single one.
-        self.askers.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A place for a query of this client, if there is one.
-    fn place(self: &Arc<Self>, asker: IpAddr) -> Option<Place> {
-        let mut askers = self.askers();
-        let of_asker = askers.get(&asker).copied().unwrap_or(0);
-        let permit = (of_asker < CONCURRENT_OF_CLIENT)
-            .then(|| Arc::clone(&self.queries).try_acquire_owned().ok())
-            .flatten();
-        let Some(permit) = permit else {
-            count(&self.counters.limited);
-            return None;
-        };
-        *askers.entry(asker).or_default() += 1;
-        Some(Place {
-            shared: Arc::clone(self),
-            asker,
-            _permit: permit,
-        })
-    }
-
     /// The answer to a query: a name server's, or SERVFAIL.
     async fn answer(&self, query: &Query<'_>, transport: Transport) -> Vec<u8> {
+        let response = self.ask(query, transport).await;
+        count(match response {
+            Some(_) => &self.counters.answered,
+            None => &self.counters.failed,
+        });
+        response.unwrap_or_else(|| query.failure())
+    }
+
+    /// The answer of the first server that has one; else a refusal, if somebody answered at all.
+    async fn ask(&self, query: &Query<'_>, transport: Transport) -> Option<Vec<u8>> {
         let deadline = tokio::time::Instant::now() + LIMIT;
         let order = self.order();
         let mut refusal = None;
         // Twice: a datagram can get lost, and with one server there is nobody else to ask.
-        for round in 0..2 {
+        for _ in 0..2 {
             for &upstream in &order {
+                let now = tokio::time::Instant::now();
+                if now >= deadline {
+                    // Who is given no time cannot be blamed for not answering.
+                    return refusal;
+                }
                 let begin = Instant::now();
-                let until = deadline.min(tokio::time::Instant::now() + TRY);
                 let address = SocketAddr::new(upstream, self.settings.port);
-                match timeout_at(until, exchange(query, address, transport)).await {
-                    Ok(Ok(response)) => {
-                        self.list().upstreams.answered(upstream, begin.elapsed());
-                        if !message::is_refusal(&response) {
-                            count(&self.counters.answered);
-                            return response;
-                        }
-                        refusal = Some(response);
+                let asked = exchange(query, address, transport);
+                let outcome = timeout_at(deadline.min(now + TRY), asked).await;
+                if let Ok(Err(error)) = &outcome {
+                    tracing::debug!(%upstream, %error, "name server not reached");
+                }
+                let response = outcome.ok().and_then(Result::ok);
+                // How a server does over TCP, which takes longer and is often closed to
+                // everybody, says nothing about how it does over UDP.
+                if transport == Transport::Udp {
+                    let upstreams = &mut self.list().upstreams;
+                    match response {
+                        Some(_) => upstreams.answered(upstream, begin.elapsed()),
+                        None => upstreams.failed(upstream),
                     }
-                    Ok(Err(error)) => {
-                        tracing::debug!(%upstream, %error, "name server not reached");
-                        self.list().upstreams.failed(upstream);
-                    }
-                    Err(_) => self.list().upstreams.failed(upstream),
+                }
+                match response {
+                    Some(response) if message::is_refusal(&response) => refusal = Some(response),
+                    Some(response) => return Some(response),
+                    None => {}
                 }
             }
-            if round == 0
-                && let Some(response) = refusal.take()
-            {
-                count(&self.counters.answered);
-                return response;
+            if refusal.is_some() {
+                break;
             }
         }
-        count(&self.counters.failed);
-        query.failure()
+        refusal
     }
 }
 
@@ -316,7 +348,8 @@ async fn serve_udp(address: SocketAddr, shared: Arc<Shared>) {
             count(&shared.counters.ignored);
             continue;
         }
-        let Some(place) = shared.place(from.ip()) else {
+        let Some(place) = shared.queries.take(from.ip()) else {
+            count(&shared.counters.limited);
             continue;
         };
         let message = buffer[..len].to_vec();
@@ -354,7 +387,7 @@ async fn serve_tcp(address: SocketAddr, shared: Arc<Shared>) {
             count(&shared.counters.ignored);
             continue;
         }
-        let Ok(place) = Arc::clone(&shared.connections).try_acquire_owned() else {
+        let Some(place) = shared.connections.take(from.ip()) else {
             count(&shared.counters.limited);
             continue;
         };
@@ -383,7 +416,8 @@ async fn connection(mut stream: TcpStream, asker: IpAddr, shared: &Arc<Shared>) 
             count(&shared.counters.ignored);
             return Ok(());
         };
-        let Some(place) = shared.place(asker) else {
+        let Some(place) = shared.queries.take(asker) else {
+            count(&shared.counters.limited);
             return Ok(());
         };
         let response = shared.answer(&query, Transport::Tcp).await;

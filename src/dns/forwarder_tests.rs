@@ -127,14 +127,105 @@ fn servers_stay_known_while_their_list_cannot_be_read() {
 }
 
 #[tokio::test]
-async fn a_dead_server_is_passed_over_and_then_no_longer_asked_first() {
-    let (server, host) = server(Zone::default().text("a.example.", 20)).await;
-    host.use_servers(&["127.0.0.77".parse().unwrap(), server.address.ip()]);
+async fn a_silent_server_is_passed_over_and_then_no_longer_asked_first() {
+    // Answers our own query and is the faster one until a client asks it something.
+    let (first, host) = server(Zone {
+        silent: vec!["a.example."],
+        ..Zone::default()
+    })
+    .await;
+    let second = Zone {
+        silent: vec!["."],
+        delay: Duration::from_millis(30),
+        ..Zone::default().text("a.example.", 20)
+    };
+    let second = Server::start("127.0.0.2", first.address.port(), second).await;
+    host.use_servers(&[first.address.ip(), second.address.ip()]);
     let world = World::new(&host, anybody).await;
+    while first.asked() < 1 || second.asked() < 1 {
+        sleep(Duration::from_millis(1)).await;
+    }
+    // So that the second's silence towards us is known before its first answer.
+    sleep(Duration::from_millis(100)).await;
     for _ in 0..3 {
         let answer = world.udp(&query("a.example.", RecordType::TXT, 7)).await;
         assert_eq!(answer.answers.len(), 1);
     }
+    assert_eq!((first.asked(), second.asked()), (1 + 1, 1 + 3));
+}
+
+#[tokio::test]
+async fn what_happens_over_tcp_does_not_change_whom_udp_asks_first() {
+    let zone = Zone::default().text("a.example.", 20);
+    let (first, host) = server(zone.clone()).await;
+    let second = Server::start("127.0.0.2", first.address.port(), zone).await;
+    // Nobody listens there.
+    let third = IpAddr::from([127, 0, 0, 3]);
+    host.use_servers(&[third, first.address.ip(), second.address.ip()]);
+    let shared = Shared::new(host.settings(), anybody, Arc::default());
+    let before = shared.order();
+    assert_eq!(before[0], third);
+    let message = query("a.example.", RecordType::TXT, 7);
+    let asked = Query::parse(&message).unwrap();
+    assert!(shared.ask(&asked, Transport::Tcp).await.is_some());
+    assert_eq!(shared.order(), before);
+    assert!(shared.ask(&asked, Transport::Udp).await.is_some());
+    assert_eq!(shared.order()[0], first.address.ip());
+    assert_eq!(shared.order()[2], third);
+}
+
+#[tokio::test]
+async fn a_refusal_is_passed_on_even_if_it_took_two_attempts() {
+    let (server, host) = server(Zone {
+        silent: vec!["a.example."],
+        ..Zone::default()
+    })
+    .await;
+    let shared = Arc::new(Shared::new(host.settings(), anybody, Arc::default()));
+    let message = query("a.example.", RecordType::TXT, 7);
+    let asking = Arc::clone(&shared);
+    let asking = tokio::spawn(async move {
+        let query = Query::parse(&message).unwrap();
+        asking.answer(&query, Transport::Udp).await
+    });
+    while server.asked() == 0 {
+        sleep(Duration::from_millis(1)).await;
+    }
+    server.set(Zone {
+        broken: vec!["a.example."],
+        ..Zone::default()
+    });
+    assert!(message::is_refusal(&asking.await.unwrap()));
+    assert_eq!(server.asked(), 2);
+    let expected = Forwarded {
+        answered: 1,
+        ..Forwarded::default()
+    };
+    assert_eq!(shared.counters.read(), expected, "by the server, not by us");
+}
+
+#[tokio::test]
+async fn a_server_for_whom_no_time_is_left_is_not_asked_and_not_blamed() {
+    let silent = Zone {
+        silent: vec!["a.example."],
+        ..Zone::default()
+    };
+    let (first, host) = server(silent.clone()).await;
+    let mut servers = vec![first];
+    for ip in ["127.0.0.2", "127.0.0.3", "127.0.0.4"] {
+        let port = servers[0].address.port();
+        servers.push(Server::start(ip, port, silent.clone()).await);
+    }
+    let all: Vec<IpAddr> = servers.iter().map(|s| s.address.ip()).collect();
+    host.use_servers(&all);
+    let shared = Shared::new(host.settings(), anybody, Arc::default());
+    let message = query("a.example.", RecordType::TXT, 7);
+    let asked = Query::parse(&message).unwrap();
+    let begin = Instant::now();
+    assert_eq!(shared.ask(&asked, Transport::Udp).await, None);
+    assert!(begin.elapsed() >= LIMIT);
+    assert_eq!(servers[3].asked(), 0);
+    assert_eq!(shared.order()[0], all[3], "nothing is known of it");
 }
 
 #[tokio::test]
@@ -204,19 +295,99 @@ async fn one_client_cannot_take_all_places() {
 }
 
 #[tokio::test]
-async fn queries_under_way_are_bounded() {
-    let silent = Zone {
-        silent: vec!["a.example."],
-        ..Zone::default()
-    };
-    let (_server, host) = server(silent).await;
+async fn one_client_cannot_take_all_connections() {
+    let (_server, host) = server(Zone::default().text("a.example.", 20)).await;
     let world = World::new(&host, anybody).await;
-    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let message = query("a.example.", RecordType::TXT, 7);
-    while world.counters.read().limited == 0 {
-        socket.send_to(&message, world.address).await.unwrap();
+    let connect = async |from: [u8; 4]| {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind((from, 0).into()).unwrap();
+        let mut stream = socket.connect(world.address).await.unwrap();
+        // May come too late to be noticed when the connection is closed at once.
+        let _ = write_framed(&mut stream, &message).await;
+        let served = read_framed(&mut stream).await.is_ok();
+        (stream, served)
+    };
+    let mut open = Vec::new();
+    for _ in 0..CONNECTIONS_OF_CLIENT {
+        let (stream, served) = connect([127, 0, 0, 9]).await;
+        assert!(served);
+        open.push(stream);
+    }
+    assert!(!connect([127, 0, 0, 9]).await.1);
+    assert_eq!(world.counters.read().limited, 1);
+    assert!(connect([127, 0, 0, 10]).await.1, "another client is served");
+    // A place comes free with the connection.
+    open.pop();
+    while !connect([127, 0, 0, 9]).await.1 {
+        sleep(Duration::from_millis(1)).await;
+    }
+}
+
+#[test]
+fn places_are_bounded_for_each_and_for_all_and_come_back() {
+    let places = Places::new(5, 2);
+    let asker = |last: u8| IpAddr::from([192, 0, 2, last]);
+    let mut held: Vec<Place> = [1, 1, 2, 2, 3]
+        .map(|last| places.take(asker(last)).unwrap())
+        .into();
+    assert!(places.take(asker(3)).is_none(), "all are taken");
+    drop(held.pop());
+    assert!(places.take(asker(1)).is_none(), "it has two");
+    held.push(places.take(asker(4)).unwrap());
+    drop(held);
+    assert_eq!(places.taken().all, 0);
+    assert!(places.taken().by_asker.is_empty());
+}
+
+/// Each query under way has a socket here, and there are not so many to be had by default.
+fn allow_many_sockets() {
+    let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    limit.current = limit.maximum;
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).unwrap();
+}
+
+#[tokio::test]
+async fn queries_under_way_are_bounded() {
+    allow_many_sockets();
+    let (server, host) = server(Zone {
+        silent: vec!["a.example.", "."],
+        ..Zone::default()
+    })
+    .await;
+    let world = World::new(&host, anybody).await;
+    // Our own query.
+    while server.asked() == 0 {
+        sleep(Duration::from_millis(1)).await;
+    }
+    let message = query("a.example.", RecordType::TXT, 7);
+    let mut sent = 0;
+    // From as many as are needed to take all places, at the most that each may have.
+    for last in 1..=CONCURRENT / CONCURRENT_OF_CLIENT {
+        let from = IpAddr::from([127, 0, 1, last as u8]);
+        let client = UdpSocket::bind((from, 0)).await.unwrap();
+        for _ in 0..CONCURRENT_OF_CLIENT {
+            client.send_to(&message, world.address).await.unwrap();
+            sent += 1;
+            // None may get lost on the way.
+            while sent > server.asked() + 20 {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+    while server.asked() < CONCURRENT + 1 {
         tokio::task::yield_now().await;
     }
+    assert_eq!(world.counters.read(), Forwarded::default());
+    let late = UdpSocket::bind("127.0.1.99:0").await.unwrap();
+    late.send_to(&message, world.address).await.unwrap();
+    let limited = async {
+        while world.counters.read().limited == 0 {
+            sleep(Duration::from_millis(1)).await;
+        }
+    };
+    timeout(LIMIT, limited).await.unwrap();
+    assert_eq!(world.counters.read().limited, 1);
 }
 
 #[tokio::test]

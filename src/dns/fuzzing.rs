@@ -10,7 +10,6 @@ pub fn dns_message(data: &[u8]) {
     let mut script = Script::new(data);
     let (query, id) = (script.bytes(), script.u16());
     let response = script.bytes();
-    message::is_truncated(response);
     message::is_refusal(response);
     let Some(query) = Query::parse(query) else {
         return;
@@ -25,7 +24,11 @@ pub fn dns_message(data: &[u8]) {
         assert_eq!(Query::parse(&own), None, "an answer is no question");
     }
     assert!(message::is_refusal(&query.failure()));
-    assert!(message::is_truncated(&query.truncated(response)));
+    assert_ne!(
+        query.truncated(response)[2] & 2,
+        0,
+        "it says that it is cut"
+    );
     if query.is_answered_by(response, id) {
         let mut passed_on = response.to_vec();
         message::set_id(&mut passed_on, query.id());

@@ -104,17 +104,28 @@ async fn resolv_conf_is_read_again_when_it_changes() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_gone_fails_in_bounded_time_and_the_next_is_asked() {
+async fn a_silent_server_fails_in_bounded_time_and_the_next_is_asked() {
     let zone = Zone::default().address("a.example.", "10.0.0.1");
     let (server, host, resolver) = server(zone).await;
-    let gone = "127.0.0.77".parse().unwrap();
-    host.use_servers(&[gone, server.address.ip()]);
+    let silent = Zone {
+        silent: vec!["a.example.", "b.example."],
+        ..Zone::default()
+    };
+    let silent = Server::start("127.0.0.2", server.address.port(), silent).await;
+    host.use_servers(&[silent.address.ip(), server.address.ip()]);
+    let begin = std::time::Instant::now();
     assert_eq!(
         resolver.resolve("a.example").await,
         found(&["10.0.0.1"], &[])
     );
-    host.use_servers(&[gone]);
+    assert!(begin.elapsed() < LIMIT, "the next was asked in time");
+    let asked = silent.asked();
+    assert!(asked > 0, "it was asked first");
+    host.use_servers(&[silent.address.ip()]);
+    let begin = std::time::Instant::now();
     assert!(resolver.resolve("b.example").await.is_failure());
+    assert!(silent.asked() > asked);
+    assert!(begin.elapsed() < LIMIT + TIMEOUT, "{:?}", begin.elapsed());
 }
 
 #[tokio::test]

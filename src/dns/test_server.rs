@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use hickory_resolver::proto::op::{Message, MessageType, OpCode, ResponseCode};
 use hickory_resolver::proto::rr::rdata::{A, AAAA, TXT};
@@ -22,6 +23,8 @@ pub(super) struct Zone {
     pub(super) broken: Vec<&'static str>,
     /// Names whose queries are not answered.
     pub(super) silent: Vec<&'static str>,
+    /// How long answers over UDP take.
+    pub(super) delay: Duration,
 }
 
 impl Zone {
@@ -98,8 +101,12 @@ impl Server {
                 let (len, from) = udp.recv_from(&mut buffer).await.unwrap();
                 count.fetch_add(1, Ordering::Relaxed);
                 // Larger than any UDP answer that reaches a client, so that we have to cut.
-                let answer = of_udp.lock().unwrap().answer(&buffer[..len], 4096);
+                let (answer, delay) = {
+                    let zone = of_udp.lock().unwrap();
+                    (zone.answer(&buffer[..len], 4096), zone.delay)
+                };
                 if let Some(answer) = answer {
+                    tokio::time::sleep(delay).await;
                     udp.send_to(&answer, from).await.unwrap();
                 }
             }

@@ -1,5 +1,5 @@
-//! Which of the site's name servers is asked first: the one that answers fastest, as measured on
-//! real queries and, now and then, on one of our own (data-path spec §6.7).
+//! Which of the site's name servers is asked first: the one that answers fastest over UDP, as
+//! measured on real queries and, now and then, on one of our own (data-path spec §6.7).
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -47,12 +47,13 @@ impl Upstreams {
         order.into_iter().map(|upstream| upstream.address).collect()
     }
 
-    /// A server answered after this time.
+    /// A server answered after this time, be it with a refusal: what it refuses to one it may tell
+    /// another.
     pub(super) fn answered(&mut self, address: IpAddr, latency: Duration) {
         self.note(address, latency.min(SILENT / 2));
     }
 
-    /// A server did not answer, or refused. One failure is enough to ask another first: the next
+    /// A server could not be reached or did not answer. One failure is enough to ask another first: the next
     /// measurements bring it back.
     pub(super) fn failed(&mut self, address: IpAddr) {
         if let Some(upstream) = self.find(address) {
