@@ -15,6 +15,8 @@ use rand::rngs::StdRng;
 use url::{Host, Url};
 
 use super::spool::Id;
+use crate::portal::dial::parse_retry_after;
+use crate::portal::reconnect::{GivenTime, RETRY_AFTER_BOUNDS};
 
 /// Records per request when the portal names no number (portal-channel spec §4.3).
 pub const DEFAULT_BATCH: usize = 1_000;
@@ -27,10 +29,6 @@ pub const FIRST_ROUND: Duration = Duration::from_secs(1);
 /// Bounds of the time between rounds.
 pub const INTERVAL_BOUNDS: (Duration, Duration) =
     (Duration::from_secs(1), Duration::from_secs(24 * 3600));
-/// Bounds of what a server may ask for in `Retry-After`; the lower one also applies when it names
-/// nothing (portal-channel spec §4.8).
-pub const RETRY_AFTER_BOUNDS: (Duration, Duration) =
-    (Duration::from_secs(1), Duration::from_secs(300));
 /// Delay after the first failure.
 pub const BACKOFF_INITIAL: Duration = Duration::from_secs(1);
 /// Growth per failure.
@@ -149,25 +147,15 @@ impl Meaning {
             408 | 500..=599 => Self::Retry,
             413 => Self::TooLarge,
             429 => {
+                // The lower bound also when it names nothing (portal-channel spec §4.8).
                 let asked = retry_after
-                    .and_then(|value| wait(value.trim(), now))
+                    .and_then(|value| parse_retry_after(value, now))
                     .unwrap_or(RETRY_AFTER_BOUNDS.0);
                 Self::Wait(asked.clamp(RETRY_AFTER_BOUNDS.0, RETRY_AFTER_BOUNDS.1))
             }
             _ => Self::Later,
         }
     }
-}
-
-fn wait(retry_after: &str, now: SystemTime) -> Option<Duration> {
-    if !retry_after.is_empty() && retry_after.bytes().all(|byte| byte.is_ascii_digit()) {
-        // More digits than the type has room for are a long time too.
-        return Some(Duration::from_secs(
-            retry_after.parse().unwrap_or(u64::from(u32::MAX)),
-        ));
-    }
-    let date = httpdate::parse_http_date(retry_after).ok()?;
-    Some(date.duration_since(now).unwrap_or(Duration::ZERO))
 }
 
 /// What to do next.
@@ -191,16 +179,6 @@ pub(super) enum Verdict {
     Keep,
     /// They stay, and something is wrong.
     Failed,
-}
-
-/// Clock of the backoff objects: stands where the caller puts it.
-#[derive(Debug, Clone, Copy)]
-struct GivenTime(Instant);
-
-impl backoff::Clock for GivenTime {
-    fn now(&self) -> Instant {
-        self.0
-    }
 }
 
 type Policy = ExponentialBackoff<GivenTime>;

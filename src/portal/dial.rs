@@ -28,6 +28,7 @@ use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 use tracing::{Instrument, Span, field, info_span};
 use url::Host;
 
+pub(crate) use self::answer::parse_retry_after;
 pub use self::transport::Transport;
 use self::transport::{Io, lend};
 use super::error::{ErrorType, Failure};

@@ -71,9 +71,9 @@ pub enum Verdict {
     GiveUp,
 }
 
-/// Clock of the backoff object: stands where the caller puts it.
+/// Clock of a backoff object: stands where the caller puts it.
 #[derive(Debug, Clone, Copy)]
-struct GivenTime(Instant);
+pub(crate) struct GivenTime(pub(crate) Instant);
 
 impl backoff::Clock for GivenTime {
     fn now(&self) -> Instant {

@@ -89,7 +89,7 @@ fn is_problem(headers: &HeaderMap) -> bool {
 }
 
 /// `Retry-After` (RFC 9110 §10.2.3): seconds, or an HTTP date, which may lie in the past.
-fn parse_retry_after(value: &str, now: SystemTime) -> Option<Duration> {
+pub(crate) fn parse_retry_after(value: &str, now: SystemTime) -> Option<Duration> {
     let value = value.trim();
     if !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit()) {
         // Too long for a number is too long for us in any case; the caller clamps.
