@@ -1,14 +1,12 @@
 //! Posting a batch over HTTP/1.1.
 //!
-//! The connections are made here, not by an HTTP client library, for the mark that keeps them out
-//! of the tunnel and for the TLS settings of the portal channel.
+//! The connections are made as those of the portal channel, not by an HTTP client library, for the
+//! mark that keeps them out of the tunnel and for the TLS settings.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use futures_util::StreamExt as _;
-use futures_util::stream::FuturesUnordered;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1::{self, SendRequest};
@@ -18,17 +16,14 @@ use hyper::header::{
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
-use rustls::pki_types::ServerName;
 use secrecy::{ExposeSecret as _, SecretString};
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout, timeout_at};
-use tokio_rustls::TlsConnector;
 use url::{Host, Url};
 
 use super::upload::{MAX_REDIRECTS, Meaning, UrlError, redirect};
-use crate::portal::dial::SOCKET_MARK;
+use crate::portal::Failure;
+use crate::portal::dial::{self, Io, connect_any, handshake};
 
 /// Limit for the name, TCP and TLS together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -43,12 +38,6 @@ const MAX_HEAD: usize = 32 << 10;
 /// connection can be used again.
 const MAX_ANSWER: usize = 64 << 10;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
-/// Addresses of one name that are tried.
-const MAX_ADDRESSES: usize = 8;
-
-/// A stream of bytes.
-trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
 /// What came of a request.
 #[derive(Debug, PartialEq, Eq)]
@@ -158,12 +147,10 @@ impl Client {
         let request = request(url, token, &self.user_agent, body)?;
         let mut connection = match self.take_idle(&url.origin()) {
             Some(connection) => connection,
-            None => timeout_at(
-                deadline.min(Instant::now() + CONNECT_TIMEOUT),
-                self.connect(url),
-            )
-            .await
-            .map_err(|_| format!("no connection within {} s", CONNECT_TIMEOUT.as_secs()))??,
+            None => {
+                self.connect(url, deadline.min(Instant::now() + CONNECT_TIMEOUT))
+                    .await?
+            }
         };
         let answer = timeout_at(deadline, connection.sender.send_request(request))
             .await
@@ -191,25 +178,18 @@ impl Client {
         usable.then_some(connection)
     }
 
-    async fn connect(&self, url: &Url) -> Result<Connection, String> {
+    async fn connect(&self, url: &Url, deadline: Instant) -> Result<Connection, String> {
         let port = url
             .port_or_known_default()
             .ok_or("the address has no port")?;
-        let host = url.host().ok_or("the address has no host")?;
-        let addresses = self.resolve(&host, port).await?;
-        let tcp = connect_any(&addresses).await?;
+        let host = url.host().ok_or("the address has no host")?.to_owned();
+        let words = |failure: Failure| failure.message;
+        let addresses = self.resolve(&host, port, deadline).await.map_err(words)?;
+        let tcp = connect_any(&addresses, deadline).await.map_err(words)?;
         let stream: Box<dyn Io> = if url.scheme() == "https" {
-            let name = match host {
-                Host::Domain(name) => ServerName::try_from(name.to_owned())
-                    .map_err(|error| format!("the host's name is not valid: {error}"))?,
-                Host::Ipv4(ip) => ServerName::from(std::net::IpAddr::from(ip)),
-                Host::Ipv6(ip) => ServerName::from(std::net::IpAddr::from(ip)),
-            };
-            let stream = TlsConnector::from(Arc::clone(&self.tls))
-                .connect(name, tcp)
+            handshake(tcp, &host, Arc::clone(&self.tls), deadline)
                 .await
-                .map_err(|error| format!("TLS handshake failed: {error}"))?;
-            Box::new(stream)
+                .map_err(words)?
         } else {
             Box::new(tcp)
         };
@@ -230,25 +210,19 @@ impl Client {
         })
     }
 
-    async fn resolve(&self, host: &Host<&str>, port: u16) -> Result<Vec<SocketAddr>, String> {
-        let name = match host {
-            Host::Ipv4(ip) => return Ok(vec![(*ip, port).into()]),
-            Host::Ipv6(ip) => return Ok(vec![(*ip, port).into()]),
-            Host::Domain(name) => *name,
-        };
+    async fn resolve(
+        &self,
+        host: &Host,
+        port: u16,
+        deadline: Instant,
+    ) -> Result<Vec<SocketAddr>, Failure> {
         #[cfg(test)]
-        if let Some(address) = self.addresses.get(name) {
+        if let Host::Domain(name) = host
+            && let Some(address) = self.addresses.get(name)
+        {
             return Ok(vec![*address]);
         }
-        let addresses: Vec<_> = tokio::net::lookup_host((name, port))
-            .await
-            .map_err(|error| format!("cannot resolve the name: {error}"))?
-            .take(MAX_ADDRESSES)
-            .collect();
-        if addresses.is_empty() {
-            return Err("the name has no addresses".to_owned());
-        }
-        Ok(addresses)
+        dial::resolve(host, port, deadline).await
     }
 }
 
@@ -293,37 +267,6 @@ async fn drain(answer: Response<Incoming>) -> bool {
         }
     }
     true
-}
-
-/// The first address that answers wins.
-async fn connect_any(addresses: &[SocketAddr]) -> Result<TcpStream, String> {
-    let mut race: FuturesUnordered<_> = addresses
-        .iter()
-        .map(|address| async move {
-            connect(*address)
-                .await
-                .map_err(|error| format!("cannot connect to {address}: {error}"))
-        })
-        .collect();
-    let mut last = String::new();
-    while let Some(result) = race.next().await {
-        match result {
-            Ok(stream) => return Ok(stream),
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
-}
-
-async fn connect(address: SocketAddr) -> std::io::Result<TcpStream> {
-    let socket = match address {
-        SocketAddr::V4(_) => TcpSocket::new_v4(),
-        SocketAddr::V6(_) => TcpSocket::new_v6(),
-    }?;
-    // Without the right to set it the connection is still worth having; the portal channel has
-    // complained already.
-    let _ = socket2::SockRef::from(&socket).set_mark(SOCKET_MARK);
-    socket.connect(address).await
 }
 
 /// What of an address may be shown.

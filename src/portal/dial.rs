@@ -29,8 +29,9 @@ use tracing::{Instrument, Span, field, info_span};
 use url::Host;
 
 pub(crate) use self::answer::parse_retry_after;
+pub(crate) use self::transport::Io;
 pub use self::transport::Transport;
-use self::transport::{Io, lend};
+use self::transport::lend;
 use super::error::{ErrorType, Failure};
 use super::login::{self, LoginUrl};
 use crate::telemetry::names;
@@ -115,7 +116,7 @@ pub async fn dial(request: DialRequest) -> Result<Socket, Failure> {
             { names::ERROR_TYPE } = field::Empty,
             { names::OTEL_STATUS_CODE } = field::Empty
         ),
-        resolve(login, deadline),
+        resolve(login.host(), login.port(), deadline),
     )
     .await?;
     let tcp = step(
@@ -134,7 +135,7 @@ pub async fn dial(request: DialRequest) -> Result<Socket, Failure> {
             { names::ERROR_TYPE } = field::Empty,
             { names::OTEL_STATUS_CODE } = field::Empty
         );
-        step(span, handshake(tcp, login, request.tls, deadline)).await?
+        step(span, handshake(tcp, login.host(), request.tls, deadline)).await?
     } else {
         Box::new(tcp)
     };
@@ -160,9 +161,13 @@ async fn step<T>(span: Span, work: impl Future<Output = Result<T, Failure>>) -> 
     result
 }
 
-async fn resolve(login: &LoginUrl, deadline: Instant) -> Result<Vec<SocketAddr>, Failure> {
-    let port = login.port();
-    let name = match login.host() {
+/// All addresses of a host.
+pub(crate) async fn resolve(
+    host: &Host,
+    port: u16,
+    deadline: Instant,
+) -> Result<Vec<SocketAddr>, Failure> {
+    let name = match host {
         Host::Ipv4(ip) => return Ok(vec![(*ip, port).into()]),
         Host::Ipv6(ip) => return Ok(vec![(*ip, port).into()]),
         Host::Domain(name) => name,
@@ -184,7 +189,10 @@ async fn resolve(login: &LoginUrl, deadline: Instant) -> Result<Vec<SocketAddr>,
 }
 
 /// The first address that answers wins.
-async fn connect_any(addresses: &[SocketAddr], deadline: Instant) -> Result<TcpStream, Failure> {
+pub(crate) async fn connect_any(
+    addresses: &[SocketAddr],
+    deadline: Instant,
+) -> Result<TcpStream, Failure> {
     let deadline = deadline.min(Instant::now() + TCP_TIMEOUT);
     let mut race: FuturesUnordered<_> = addresses
         .iter()
@@ -241,7 +249,7 @@ async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     }?;
     mark(&socket);
     let stream = socket.connect(address).await?;
-    // Frames are small and someone waits for each.
+    // Frames and requests are small, and someone waits for each.
     stream.set_nodelay(true)?;
     Ok(stream)
 }
@@ -257,13 +265,14 @@ fn mark(socket: &TcpSocket) {
     }
 }
 
-async fn handshake(
+/// TLS with this host.
+pub(crate) async fn handshake(
     tcp: TcpStream,
-    login: &LoginUrl,
+    host: &Host,
     config: Arc<ClientConfig>,
     deadline: Instant,
 ) -> Result<Box<dyn Io>, Failure> {
-    let name = match login.host() {
+    let name = match host {
         Host::Domain(name) => ServerName::try_from(name.clone())
             .map_err(|e| Failure::new(ErrorType::Tls, format!("{name}: {e}")))?,
         Host::Ipv4(ip) => ServerName::from(std::net::IpAddr::from(*ip)),
@@ -296,7 +305,7 @@ fn tls_failure(error: &io::Error) -> Failure {
             };
             Failure::new(
                 ErrorType::TlsCert,
-                format!("the portal's certificate is not acceptable: {e}{hint}"),
+                format!("the server's certificate is not acceptable: {e}{hint}"),
             )
         }
         _ => Failure::new(ErrorType::Tls, format!("TLS handshake failed: {error}")),
