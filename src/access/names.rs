@@ -1,6 +1,6 @@
 //! What a client's made-up addresses stand for (data-path spec §6.2, §6.4).
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
@@ -38,7 +38,11 @@ pub struct Announced {
 #[derive(Debug, Default)]
 pub(super) struct Names {
     proxies: HashMap<IpAddr, Proxy, FlowHash>,
+    /// Each has at least one proxy address, so that the bound on those bounds domains, too. Clients
+    /// choose the names freely, and [`FlowHash`] does not claim to withstand who aims at it.
     domains: HashMap<Arc<str>, Domain>,
+    /// The domains by [`Domain::used`]: the first was announced longest ago.
+    by_age: BTreeMap<u64, Arc<str>>,
     announcements: u64,
 }
 
@@ -59,9 +63,17 @@ struct Domain {
     used: u64,
 }
 
+impl Domain {
+    /// Whether it stands for no address at all.
+    fn is_nowhere(&self) -> bool {
+        self.ipv4.is_empty() && self.ipv6.is_empty()
+    }
+}
+
 impl Names {
-    /// Takes an announcement over. A question that could not be answered leaves what was known.
-    /// Addresses outside the proxy ranges are left out: nothing looks them up.
+    /// Takes an announcement over. A question that could not be answered leaves what was known; if
+    /// neither could, and no address was known, nothing is taken over. Addresses outside the proxy
+    /// ranges are left out: nothing looks them up, nor a domain without any other.
     pub(super) fn announce(
         &mut self,
         domain: &str,
@@ -79,12 +91,21 @@ impl Names {
                 ..Self::default()
             };
         }
+        let proxies = proxies.iter().copied().filter(|p| ranges::is_proxy(*p));
+        let known = self.domains.get(&name);
+        let is_useless = resolved.is_failure() && known.is_none_or(Domain::is_nowhere)
+            || known.is_none() && proxies.clone().next().is_none();
+        if is_useless {
+            return done;
+        }
         self.announcements += 1;
 
         let entry = self.domains.entry(Arc::clone(&name)).or_default();
+        self.by_age.remove(&entry.used);
         entry.used = self.announcements;
+        self.by_age.insert(entry.used, Arc::clone(&name));
         entry.resources.insert(resource);
-        for &proxy in proxies.iter().filter(|p| ranges::is_proxy(**p)) {
+        for proxy in proxies {
             if entry.proxies.len() < MAX_PROXIES_OF_DOMAIN && !entry.proxies.contains(&proxy) {
                 entry.proxies.push(proxy);
             }
@@ -106,18 +127,21 @@ impl Names {
             self.proxies.insert(proxy, Proxy { domain, resolved });
         }
         while self.proxies.len() > MAX_PROXIES {
-            let oldest = self.domains.iter().min_by_key(|(_, d)| d.used);
-            let Some(name) = oldest.map(|(name, _)| Arc::clone(name)) else {
+            let Some((_, oldest)) = self.by_age.pop_first() else {
                 break;
             };
-            self.forget(&name);
+            self.forget(&oldest);
             done.evicted += 1;
         }
         done
     }
 
     fn forget(&mut self, name: &str) {
-        for proxy in self.domains.remove(name).unwrap_or_default().proxies {
+        let Some(domain) = self.domains.remove(name) else {
+            return;
+        };
+        self.by_age.remove(&domain.used);
+        for proxy in domain.proxies {
             self.proxies.remove(&proxy);
         }
     }
@@ -140,9 +164,7 @@ impl Names {
     pub(super) fn is_known(&self, domain: &str, resource: ResourceId) -> bool {
         self.domains
             .get(domain.to_ascii_lowercase().as_str())
-            .is_some_and(|d| {
-                d.resources.contains(&resource) && !(d.ipv4.is_empty() && d.ipv6.is_empty())
-            })
+            .is_some_and(|d| d.resources.contains(&resource) && !d.is_nowhere())
     }
 
     /// The resources that an announced address belongs to.

@@ -189,3 +189,107 @@ fn the_domain_announced_longest_ago_makes_room() {
     assert!(names.resources(proxy(0)).is_some(), "was announced again");
     assert!(names.resources(proxy(each)).is_none(), "was the oldest");
 }
+
+const FAILURE: Resolved = Resolved {
+    ipv4: None,
+    ipv6: None,
+};
+
+#[test]
+fn names_without_a_proxy_address_are_not_kept() {
+    let mut names = announced(&["10.0.0.1"]);
+    let odd = ips(&["10.0.0.1", "::1"]);
+    for n in 0..MAX_PROXIES + 10 {
+        let proxies = if n % 2 == 0 { &odd[..] } else { &[] };
+        let name = format!("n{n}.example");
+        let done = names.announce(&name, resource_id(1), proxies, &resolved(&["10.0.0.2"]));
+        assert_eq!(done, Announced::default());
+    }
+    assert_eq!(names.sizes(), (1, PROXIES.len()));
+    // One that has its addresses already need not name them again.
+    names.announce("db.example", resource_id(2), &[], &resolved(&["10.0.0.3"]));
+    assert_eq!(names.resolved(ip(PROXIES[0])), Some(ip("10.0.0.3")));
+    assert_eq!(names.resources(ip(PROXIES[0])).unwrap().len(), 2);
+}
+
+#[test]
+fn a_failure_to_resolve_what_is_unknown_leaves_no_trace() {
+    let mut names = announced(&["10.0.0.1"]);
+    names.announce("b.example", resource_id(1), &[proxy(8)], &FAILURE);
+    assert_eq!(names.sizes(), (1, PROXIES.len()));
+    // Nor does it give addresses to a name that is known to have none.
+    names.announce("c.example", resource_id(1), &[proxy(9)], &resolved(&[]));
+    names.announce("c.example", resource_id(2), &[proxy(10)], &FAILURE);
+    assert_eq!(names.sizes(), (2, PROXIES.len() + 1));
+    assert_eq!(names.resources(proxy(9)).unwrap().len(), 1);
+}
+
+#[test]
+fn a_failure_evicts_nothing_but_shows_that_the_client_has_renumbered() {
+    let mut names = Names::default();
+    let each = MAX_PROXIES_OF_DOMAIN as u32;
+    for n in 0..MAX_PROXIES as u32 / each {
+        let proxies: Vec<_> = (0..each).map(|i| proxy(n * each + i)).collect();
+        let name = format!("d{n}.example");
+        names.announce(&name, resource_id(1), &proxies, &resolved(&["10.0.0.1"]));
+    }
+    let full = names.sizes();
+    let new = proxy(MAX_PROXIES as u32);
+    let done = names.announce("new.example", resource_id(1), &[new], &FAILURE);
+    assert_eq!((done, names.sizes()), (Announced::default(), full));
+    let done = names.announce("new.example", resource_id(1), &[proxy(0)], &FAILURE);
+    assert!(done.renumbered);
+    assert_eq!(names.sizes(), (0, 0));
+}
+
+#[test]
+fn a_domain_has_so_many_proxy_addresses_and_no_more() {
+    let mut names = Names::default();
+    let proxies: Vec<_> = (0..=MAX_PROXIES_OF_DOMAIN as u32).map(proxy).collect();
+    for part in [&proxies[..10], &proxies[..], &proxies[5..]] {
+        names.announce(
+            "a.example",
+            resource_id(1),
+            part,
+            &resolved(&["10.0.0.1", "10.0.0.2"]),
+        );
+    }
+    assert_eq!(proxies.len(), 65);
+    assert_eq!(names.sizes(), (1, 64));
+    assert_eq!(names.resolved(proxies[63]), Some(ip("10.0.0.2")));
+    assert!(names.resources(proxies[64]).is_none());
+}
+
+#[test]
+fn many_domains_make_room_in_the_order_of_their_announcement() {
+    let mut names = Names::default();
+    let (max, each) = (MAX_PROXIES as u32, MAX_PROXIES_OF_DOMAIN as u32);
+    let answer = resolved(&["10.0.0.1"]);
+    for n in 0..max {
+        names.announce(
+            &format!("d{n}.example"),
+            resource_id(1),
+            &[proxy(n)],
+            &answer,
+        );
+    }
+    // Two that are no longer where they were in the order.
+    names.announce("d0.example", resource_id(1), &[], &answer);
+    names.retain(|_, domain| domain != "d1.example");
+    names.announce("d1.example", resource_id(1), &[proxy(1)], &answer);
+    // By and by, each announcement takes the place of the 64 oldest.
+    for n in 0..max / each {
+        let proxies: Vec<_> = (0..each).map(|i| proxy(max + n * each + i)).collect();
+        let done = names.announce(&format!("w{n}.example"), resource_id(1), &proxies, &answer);
+        assert_eq!(done.evicted, each as usize);
+        assert_eq!(names.proxies.len(), MAX_PROXIES);
+        let is_left = |n: u32| names.resources(proxy(n)).is_some();
+        let oldest = (n + 1) * each + 2;
+        if oldest < max {
+            assert!(!is_left(oldest - 1) && is_left(oldest));
+            assert!(is_left(0) && is_left(1));
+        }
+    }
+    assert_eq!(names.sizes(), ((max / each) as usize, MAX_PROXIES));
+    assert_eq!(names.by_age.len(), names.domains.len());
+}

@@ -238,7 +238,15 @@ impl Model {
         if renumbered {
             client.forget_names(|_| true);
         }
-        if !client.names.iter().any(|n| n.name == domain) {
+        let known = client.names.iter().find(|n| n.name == domain);
+        let is_failure = resolved.ipv4.is_none() && resolved.ipv6.is_none();
+        if is_failure && known.is_none_or(|name| name.addresses.is_empty()) {
+            return Err(Unannounced::NotResolved);
+        }
+        if known.is_none() {
+            if !proxies.iter().any(|p| is_proxy(*p)) {
+                return Ok(renumbered);
+            }
             client.names.push(Name {
                 name: domain.clone(),
                 resources: Vec::new(),
@@ -267,9 +275,6 @@ impl Model {
         name.addresses.retain(|a| is_for_names(*a));
         name.addresses.sort();
         name.addresses.dedup();
-        if resolved.ipv4.is_none() && resolved.ipv6.is_none() && name.addresses.is_empty() {
-            return Err(Unannounced::NotResolved);
-        }
         Ok(renumbered)
     }
 

@@ -232,6 +232,9 @@ pub(super) fn announcement(rng: &mut StdRng) -> Announcement {
     if rng.random_bool(0.3) {
         proxies.reverse();
     }
+    if rng.random_bool(0.02) {
+        proxies.clear();
+    }
     let mut domain = DOMAINS[d].to_owned();
     if rng.random_bool(0.1) {
         domain.make_ascii_uppercase();
