@@ -1,10 +1,12 @@
 //! What flow logs tell of a flow (data-path spec §8.1).
 
+use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use super::limits::MAX_REPORTS;
 use crate::flow_logs::Authorization;
 use crate::ids::{ClientId, ResourceId};
 use crate::packet::{Meta, protocol};
@@ -77,6 +79,55 @@ pub struct FlowEnd {
     pub last_packet: Instant,
     /// What passed.
     pub counted: Counted,
+}
+
+/// Reports on their way to flow logs.
+#[derive(Debug, Default)]
+pub(super) struct Reports {
+    waiting: VecDeque<FlowReport>,
+    dropped: u64,
+    /// As much of `dropped` as the log tells of, and since when.
+    complained: (u64, Option<Instant>),
+}
+
+impl Reports {
+    pub(super) fn push(&mut self, report: FlowReport) {
+        if self.waiting.len() < MAX_REPORTS {
+            self.waiting.push_back(report);
+        } else {
+            self.dropped += 1;
+        }
+    }
+
+    pub(super) fn pop(&mut self) -> Option<FlowReport> {
+        self.waiting.pop_front()
+    }
+
+    /// Notes flows that will not be reported.
+    pub(super) fn drop_flows(&mut self, flows: u64) {
+        self.dropped += flows;
+    }
+
+    /// Reports that found no room, and flows that were not even accounted for.
+    pub(super) fn dropped(&self) -> u64 {
+        self.dropped
+    }
+
+    /// Tells in the log of what was dropped, once a minute at most.
+    pub(super) fn complain(&mut self, now: Instant) {
+        const PAUSE: Duration = Duration::from_secs(60);
+
+        let (told, at) = self.complained;
+        let lately = at.is_some_and(|at| now.saturating_duration_since(at) < PAUSE);
+        if self.dropped > told && !lately {
+            self.complained = (self.dropped, Some(now));
+            let dropped = self.dropped - told;
+            tracing::warn!(
+                dropped,
+                "More flows than flow logs can be told of; some are not logged"
+            );
+        }
+    }
 }
 
 impl Account {

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::access::fixtures::*;
+use crate::access::limits::MAX_UNTOLD;
 use crate::access::{Access, Resolved};
 use crate::packet::samples::{icmp4, ip4, tcp4, tcp4_flags, udp4};
 
@@ -163,15 +164,57 @@ fn a_connection_that_follows_on_the_same_ports_is_another_flow() {
 }
 
 #[test]
+fn one_who_ends_and_begins_connections_without_pause_cannot_fill_our_memory() {
+    let mut world = World::new();
+    for _ in 0..3 * MAX_UNTOLD {
+        world.to_host("S");
+        world.to_host("R");
+    }
+    let reports = world.after(1);
+    assert_eq!(reports.len(), MAX_UNTOLD);
+    let not_logged = 3 * MAX_UNTOLD - reports.len() / 2;
+    assert_eq!(world.access.reports_dropped(), not_logged as u64);
+    // What comes later is logged again.
+    world.to_host("S");
+    assert_eq!(kinds(&world.after(1)), ["began"]);
+}
+
+#[test]
+fn reports_that_nobody_takes_are_dropped_at_some_point() {
+    let mut reports = Reports::default();
+    let owner = Owner {
+        resource: resource_id(1),
+        authorization: None,
+    };
+    let (now, end) = (Instant::now(), SocketAddr::from((HOST, 1)));
+    let account = Account::new(owner, None);
+    for _ in 0..MAX_REPORTS + 5 {
+        reports.push(account.report(client_id(1), 6, (end, end), now, None));
+    }
+    assert_eq!(reports.dropped(), 5);
+    reports.drop_flows(2);
+    assert_eq!(reports.dropped(), 7);
+    let taken = std::iter::from_fn(|| reports.pop()).count();
+    assert_eq!(taken, MAX_REPORTS);
+}
+
+#[test]
 fn everything_ends_with_the_client() {
     let mut world = World::new();
     world.to_host("S");
     world.out(&udp4(addr4(1), HOST, 7, 9, b"x"));
     world.access.remove_client(client_id(1));
     let reports: Vec<_> = std::iter::from_fn(|| world.access.poll_report()).collect();
-    // Beginnings that were not told yet come first, each before its end.
-    assert_eq!(kinds(&reports).iter().filter(|k| **k == "ended").count(), 2);
     assert_eq!(reports.len(), 4);
+    // Beginnings that were not told yet come first, each before its end.
+    for port in [1000, 7] {
+        let own: Vec<_> = reports
+            .iter()
+            .filter(|report| report.source.port() == port)
+            .cloned()
+            .collect();
+        assert_eq!(kinds(&own), ["began", "ended"], "{port}");
+    }
     assert!(world.after(60).is_empty());
 }
 

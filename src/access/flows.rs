@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use super::account::{Account, FlowEnd, FlowReport, Owner, SILENCE, of_family};
-use super::limits::{ASSURED_FLOWS, MAX_FLOWS, MAX_FLOWS_TOTAL};
+use super::account::{Account, FlowEnd, FlowReport, Owner, Reports, SILENCE, of_family};
+use super::limits::{ASSURED_FLOWS, MAX_FLOWS, MAX_FLOWS_TOTAL, MAX_UNTOLD};
 use super::policy::TunnelAddresses;
 use super::ranges;
 use super::verdict::DropReason;
@@ -252,21 +252,19 @@ impl Flow {
         if state & GONE != 0 {
             return true;
         }
-        let out = self.last_out.load(Ordering::Relaxed);
-        let last = out.max(self.last_in.load(Ordering::Relaxed));
         let (since, limit) = if is_closed(state) {
-            (last, CLOSED)
+            (self.last(), CLOSED)
         } else if state & ANSWERED == 0 {
-            (out, unanswered)
+            (Tick(self.last_out.load(Ordering::Relaxed)), unanswered)
         } else {
             let idle = match self.inside.kind.protocol {
                 protocol::TCP => TCP_IDLE,
                 protocol::UDP | protocol::ICMP | protocol::ICMPV6 => DATAGRAM_IDLE,
                 _ => OTHER_IDLE,
             };
-            (last, idle)
+            (self.last(), idle)
         };
-        tick.0.saturating_sub(since) >= Tick::of(limit)
+        tick.0.saturating_sub(since.0) >= Tick::of(limit)
     }
 
     /// Whether a connection attempt with the same ports is a new connection rather than a repeated
@@ -299,6 +297,33 @@ impl Total {
     }
 }
 
+/// Accounted flows that began and ended since flow logs were told last.
+#[derive(Debug, Default)]
+struct Untold {
+    fresh: Vec<Arc<Flow>>,
+    ended: Vec<Arc<Flow>>,
+    /// Flows that are not accounted for, because there were too many of the others.
+    refused: u64,
+}
+
+impl Untold {
+    /// Whether one more flow can be accounted for. One that is will come to `ended` in any case: by
+    /// then there may be as many more as a client has flows.
+    fn admit(&mut self) -> bool {
+        let has_room = self.fresh.len() + self.ended.len() < MAX_UNTOLD;
+        self.refused += u64::from(!has_room);
+        has_room
+    }
+
+    /// Takes a flow over that is being taken out of its table.
+    fn bury(&mut self, flow: &Arc<Flow>) {
+        flow.state.fetch_or(GONE, Ordering::Relaxed);
+        if flow.account.is_some() {
+            self.ended.push(Arc::clone(flow));
+        }
+    }
+}
+
 /// The flows of one client.
 #[derive(Debug)]
 pub(super) struct Flows {
@@ -307,9 +332,7 @@ pub(super) struct Flows {
     /// Translated flows, by how the client sees them.
     by_inside: HashMap<Key, Arc<Flow>, FlowHash>,
     total: Total,
-    /// Accounted flows that began, and those that ended, since the last [`Self::reports`].
-    fresh: Vec<Arc<Flow>>,
-    ended: Vec<Arc<Flow>>,
+    untold: Untold,
     last_full_purge: Option<Tick>,
     /// Changes with each probe for a free port.
     probe: u32,
@@ -321,8 +344,7 @@ impl Flows {
             by_outside: HashMap::default(),
             by_inside: HashMap::default(),
             total,
-            fresh: Vec::new(),
-            ended: Vec::new(),
+            untold: Untold::default(),
             last_full_purge: None,
             probe: 0,
         }
@@ -377,11 +399,11 @@ impl Flows {
             // can only do so with two sockets; the untranslated one cannot be moved.
             self.remove(&translated);
         }
-        let owner = owner.filter(|_| has_ports(inside.kind.protocol));
+        let owner = owner.filter(|_| has_ports(inside.kind.protocol) && self.untold.admit());
         let account = owner.map(|owner| Box::new(Account::new(owner, domain)));
         let flow = Arc::new(Flow::new(inside, outside, tick, account));
         if flow.account.is_some() {
-            self.fresh.push(Arc::clone(&flow));
+            self.untold.fresh.push(Arc::clone(&flow));
         }
         self.by_outside.insert(outside, Arc::clone(&flow));
         if is_proxy {
@@ -479,10 +501,7 @@ impl Flows {
     }
 
     fn remove(&mut self, flow: &Arc<Flow>) {
-        flow.state.fetch_or(GONE, Ordering::Relaxed);
-        if flow.account.is_some() {
-            self.ended.push(Arc::clone(flow));
-        }
+        self.untold.bury(flow);
         if self.by_outside.remove(&flow.outside).is_some() {
             self.total.0.fetch_sub(1, Ordering::Relaxed);
         }
@@ -516,14 +535,11 @@ impl Flows {
 
     fn drop_those(&mut self, over: impl Fn(&Flow) -> bool) {
         let before = self.len();
-        let ended = &mut self.ended;
+        let untold = &mut self.untold;
         self.by_outside.retain(|_, flow| {
             let over = over(flow);
             if over {
-                flow.state.fetch_or(GONE, Ordering::Relaxed);
-                if flow.account.is_some() {
-                    ended.push(Arc::clone(flow));
-                }
+                untold.bury(flow);
             }
             !over
         });
@@ -544,32 +560,34 @@ impl Flows {
         self.drop_those(|_| true);
     }
 
-    /// What is to be told of flows that began or ended since the last call.
-    pub(super) fn reports(&mut self, teller: &Teller) -> Vec<FlowReport> {
-        let mut reports = Vec::new();
-        for flow in std::mem::take(&mut self.fresh) {
-            teller.tell_beginning(&flow, &mut reports);
+    /// Tells of flows that began or ended since the last call.
+    pub(super) fn report(&mut self, teller: &Teller, reports: &mut Reports) {
+        let Untold {
+            fresh,
+            ended,
+            refused,
+        } = std::mem::take(&mut self.untold);
+        for flow in fresh {
+            teller.tell_beginning(&flow, reports);
         }
-        for flow in std::mem::take(&mut self.ended) {
-            teller.tell_beginning(&flow, &mut reports);
-            teller.tell_end(&flow, &mut reports);
+        for flow in ended {
+            teller.tell_beginning(&flow, reports);
+            teller.tell_end(&flow, reports);
         }
-        reports
+        reports.drop_flows(refused);
     }
 
-    /// The same for flows that fell silent, or speak again after they did. Looks at every flow.
-    pub(super) fn reports_of_silent(&mut self, tick: Tick, teller: &Teller) -> Vec<FlowReport> {
-        let mut reports = Vec::new();
+    /// Tells of flows that fell silent, or speak again after they did. Looks at every flow.
+    pub(super) fn report_silent(&self, tick: Tick, teller: &Teller, reports: &mut Reports) {
         for flow in self.by_outside.values().filter(|f| f.account.is_some()) {
             let last = flow.last();
             if tick.0.saturating_sub(last.0) < Tick::of(SILENCE) {
-                teller.tell_beginning(flow, &mut reports);
-            } else if teller.tell_end(flow, &mut reports) {
+                teller.tell_beginning(flow, reports);
+            } else if teller.tell_end(flow, reports) {
                 // Where the next part begins is known when it does.
                 flow.began.store(u32::MAX, Ordering::Relaxed);
             }
         }
-        reports
     }
 
     pub(super) fn len(&self) -> usize {
@@ -585,7 +603,7 @@ pub(super) struct Teller {
 }
 
 impl Teller {
-    fn tell_beginning(&self, flow: &Flow, reports: &mut Vec<FlowReport>) {
+    fn tell_beginning(&self, flow: &Flow, reports: &mut Reports) {
         let Some(account) = flow.account.as_deref().filter(|account| account.begins()) else {
             return;
         };
@@ -596,7 +614,7 @@ impl Teller {
         reports.push(self.report(flow, account, None));
     }
 
-    fn tell_end(&self, flow: &Flow, reports: &mut Vec<FlowReport>) -> bool {
+    fn tell_end(&self, flow: &Flow, reports: &mut Reports) -> bool {
         let Some(account) = flow.account.as_deref() else {
             return false;
         };

@@ -15,3 +15,10 @@ pub const MAX_PROXIES_OF_DOMAIN: usize = 64;
 pub const MAX_RESOLUTIONS: usize = 1000;
 /// Announcements of one client that may wait for a resolution, so that none takes all places.
 pub const MAX_RESOLUTIONS_OF_CLIENT: usize = 64;
+/// Beginnings and ends of one client's flows that flow logs were not told of yet; flows that begin
+/// beyond it are not logged. They are told every second: a client with so many is scanning, or
+/// begins and ends the same few over and over to fill our memory.
+pub const MAX_UNTOLD: usize = 4096;
+/// Reports that wait to be handed over to flow logs; more are dropped. Flow logs themselves take
+/// fewer at a time.
+pub const MAX_REPORTS: usize = 1 << 16;

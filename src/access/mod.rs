@@ -36,7 +36,7 @@ use crate::admin::model::GrantStatus;
 use crate::flow_logs::Authorization;
 use crate::ids::{ClientId, ResourceId};
 use crate::portal::messages::{AuthorizationEntry, ClientPeer, Resource};
-use account::Owner;
+use account::{Owner, Reports};
 use expiry::{Expiry, UnixClock};
 use filter::Filters;
 use policy::{Gateway, Granted};
@@ -136,7 +136,7 @@ pub struct Access {
     /// One entry per client with flows: when they are looked through next.
     purges: BTreeSet<(Instant, ClientId)>,
     shared: Shared,
-    reports: VecDeque<FlowReport>,
+    reports: Reports,
     events: VecDeque<AccessEvent>,
 }
 
@@ -175,7 +175,7 @@ impl Access {
             deadlines: BTreeSet::new(),
             purges: BTreeSet::new(),
             shared: Shared::new(now),
-            reports: VecDeque::new(),
+            reports: Reports::default(),
             events: VecDeque::new(),
         }
     }
@@ -453,7 +453,13 @@ impl Access {
 
     /// What flow logs are to be told next.
     pub fn poll_report(&mut self) -> Option<FlowReport> {
-        self.reports.pop_front()
+        self.reports.pop()
+    }
+
+    /// How much flow logs were not told, for lack of room: reports, and flows that were not even
+    /// accounted for.
+    pub fn reports_dropped(&self) -> u64 {
+        self.reports.dropped()
     }
 
     /// Whether a client may announce addresses for a domain of a resource.
@@ -524,11 +530,10 @@ impl Access {
     fn purge(&mut self, now: Instant) {
         for client in self.shared.take_talkative() {
             if let Some(state) = self.clients.get(&client) {
-                self.reports.extend(state.tables.reports());
+                state.tables.report(&mut self.reports);
             }
         }
         let next = now + PURGE_INTERVAL;
-        let mut reports = Vec::new();
         for client in self.shared.take_stirred() {
             if let Some(state) = self.clients.get_mut(&client)
                 && state.purge_at.is_none()
@@ -542,13 +547,13 @@ impl Access {
         {
             self.purges.pop_first();
             if let Some(state) = self.clients.get_mut(&client) {
-                state.purge_at = state.tables.purge(now, &mut reports).then_some(next);
+                state.purge_at = state.tables.purge(now, &mut self.reports).then_some(next);
                 if state.purge_at.is_some() {
                     self.purges.insert((next, client));
                 }
             }
         }
-        self.reports.extend(reports);
+        self.reports.complain(now);
     }
 
     /// Removes the grants whose time has come, and flows that have ended. Flows begin without our
@@ -676,7 +681,7 @@ impl Access {
         let Some(state) = self.clients.remove(&client) else {
             return;
         };
-        self.reports.extend(state.tables.end_all());
+        state.tables.end_all(&mut self.reports);
         for (resource, grant) in state.grants {
             if let Some(at) = grant.expires.instant() {
                 self.deadlines.remove(&(at, client, resource));

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use super::account::{FlowReport, Owner};
+use super::account::{Owner, Reports};
 use super::flows::{Flow, Flows, Teller, Tick, Total};
 use super::names::{Announced, Names, Resolved};
 use super::policy::TunnelAddresses;
@@ -218,31 +218,31 @@ impl Tables {
         }
     }
 
-    /// What is to be told of flows that began or ended.
-    pub(super) fn reports(&self) -> Vec<FlowReport> {
+    /// Tells of flows that began or ended.
+    pub(super) fn report(&self, reports: &mut Reports) {
         let mut inner = self.lock();
         inner.talkative = false;
-        inner.flows.reports(&self.teller())
+        inner.flows.report(&self.teller(), reports);
     }
 
     /// Drops all flows, and tells of their end.
-    pub(super) fn end_all(&self) -> Vec<FlowReport> {
+    pub(super) fn end_all(&self, reports: &mut Reports) {
         let mut inner = self.lock();
         inner.flows.clear();
-        inner.flows.reports(&self.teller())
+        inner.flows.report(&self.teller(), reports);
     }
 
     /// Tells of flows that fell silent, and drops those that are over along with
-    /// [`Self::reports`]. Returns whether any is left; if not, the client will be reported
+    /// [`Self::report`]. Returns whether any is left; if not, the client will be reported
     /// as stirred again.
-    pub(super) fn purge(&self, now: Instant, reports: &mut Vec<FlowReport>) -> bool {
+    pub(super) fn purge(&self, now: Instant, reports: &mut Reports) -> bool {
         let tick = self.tick(now);
         let mut inner = self.lock();
         inner.flows.purge(tick);
         let teller = self.teller();
-        reports.extend(inner.flows.reports(&teller));
+        inner.flows.report(&teller, reports);
         if self.shared.is_accounting() {
-            reports.extend(inner.flows.reports_of_silent(tick, &teller));
+            inner.flows.report_silent(tick, &teller, reports);
         }
         inner.stirred = inner.flows.len() > 0;
         inner.stirred
