@@ -148,18 +148,20 @@ impl Account {
         self.out_packets.fetch_add(1, Ordering::Relaxed);
         self.out_bytes
             .fetch_add(u64::from(meta.payload_len), Ordering::Relaxed);
-        // The last words of an old connection, which we have forgotten, are no flow.
-        let is_more =
-            meta.protocol != protocol::TCP || meta.tcp_flags.is_opening() || meta.payload_len > 0;
-        if is_more && !self.substantial.load(Ordering::Relaxed) {
-            self.substantial.store(true, Ordering::Relaxed);
-        }
+        self.note_substance(says_more(meta) || meta.tcp_flags.is_opening());
     }
 
     pub(super) fn count_in(&self, meta: &Meta) {
         self.in_packets.fetch_add(1, Ordering::Relaxed);
         self.in_bytes
             .fetch_add(u64::from(meta.payload_len), Ordering::Relaxed);
+        self.note_substance(says_more(meta));
+    }
+
+    fn note_substance(&self, is_more: bool) {
+        if is_more && !self.substantial.load(Ordering::Relaxed) {
+            self.substantial.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Whether the beginning is to be told now; says so once.
@@ -203,6 +205,12 @@ impl Account {
             ended,
         }
     }
+}
+
+/// Whether a packet is part of a conversation. The last words of an old connection, which we have
+/// forgotten, are no flow.
+fn says_more(meta: &Meta) -> bool {
+    meta.protocol != protocol::TCP || meta.payload_len > 0
 }
 
 /// The address of the same family.

@@ -155,6 +155,27 @@ fn silence_ends_a_flow_for_the_logs_and_it_begins_anew_when_it_speaks() {
 }
 
 #[test]
+fn a_flow_begins_anew_with_what_the_resource_says_just_as_well() {
+    let mut world = World::new();
+    world.to_host("S");
+    world.host_says("SA");
+    assert_eq!(kinds(&world.after(140)), ["began", "ended"]);
+    // Keep-alives of a connection are not worth a record.
+    world.host_says("A");
+    assert!(world.after(60).is_empty());
+    world.come(&tcp4(HOST, addr4(1), 443, 1000, b"push"));
+    let reports = world.after(16);
+    assert_eq!(kinds(&reports), ["began"]);
+    assert_eq!(world.seconds(reports[0].began), 200);
+    world.to_host("A");
+    world.host_says("R");
+    let reports = world.after(30);
+    assert_eq!(kinds(&reports), ["ended"]);
+    let counted = reports[0].ended.unwrap().counted;
+    assert_eq!((counted.in_bytes, counted.out_bytes), (4, 0));
+}
+
+#[test]
 fn a_connection_that_follows_on_the_same_ports_is_another_flow() {
     let mut world = World::new();
     world.to_host("S");

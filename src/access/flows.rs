@@ -608,8 +608,7 @@ impl Teller {
             return;
         };
         if flow.began.load(Ordering::Relaxed) == u32::MAX {
-            flow.began
-                .store(flow.last_out.load(Ordering::Relaxed), Ordering::Relaxed);
+            flow.began.store(flow.last().0, Ordering::Relaxed);
         }
         reports.push(self.report(flow, account, None));
     }
