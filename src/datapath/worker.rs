@@ -286,13 +286,14 @@ impl State {
             remote: datagram.from,
             payload: datagram.payload.to_vec(),
         };
-        self.hand_over(message);
-    }
-
-    fn hand_over(&mut self, message: Slow) {
-        if self.io.slow.try_send(message).is_err() {
+        if !self.hand_over(message) {
             self.io.counters.count(DropReason::QueueFull, 1);
         }
+    }
+
+    /// Whether the slow path had room for it.
+    fn hand_over(&self, message: Slow) -> bool {
+        self.io.slow.try_send(message).is_ok()
     }
 
     fn inbound_message(
@@ -341,10 +342,13 @@ impl State {
             }
         };
         if meta.is_control() {
-            self.hand_over(Slow::Control {
+            let message = Slow::Control {
                 client: receiver.peer.client,
                 packet: packet.to_vec(),
-            });
+            };
+            if !self.hand_over(message) {
+                self.drop_of(&receiver.peer, DropReason::QueueFull);
+            }
             return;
         }
         let Some(policy) = &receiver.policy else {
@@ -370,12 +374,13 @@ impl State {
                         translate::outbound(packet, &meta, flow.outside(), flow.outside_port());
                     }
                 }
+                if self.io.tun.write(packet).is_err() {
+                    self.drop_of(&receiver.peer, DropReason::DeviceWriteFailed);
+                    return;
+                }
                 let len = packet.len() as u64;
                 receiver.peer.counters.traffic.received(1, len);
                 self.io.counters.traffic.received(1, len);
-                if self.io.tun.write(packet).is_err() {
-                    self.drop_of(&receiver.peer, DropReason::DeviceWriteFailed);
-                }
             }
             Err(Denied { reason, reply }) => {
                 self.drop_of(&receiver.peer, reason);
@@ -410,7 +415,9 @@ impl State {
             return;
         }
         let mut answer = [0; icmp::MAX_REPLY];
-        if let (Some(len), Some(path)) = (make(packet, &mut answer), peer.path()) {
+        if let (Some(len), Some(path)) = (make(packet, &mut answer), peer.path())
+            && self.has_session(peer, tunn)
+        {
             self.encrypt(peer, tunn, &path, &answer[..len]);
         }
     }
@@ -459,16 +466,19 @@ impl State {
             self.drop_of(&sender.peer, DropReason::NoPolicy);
             return;
         };
-        // Before it is counted as part of its flow.
+        // What cannot be sent is not counted as part of its flow, and does not keep it alive.
         let Some(path) = &sender.path else {
             self.drop_of(&sender.peer, DropReason::NoPath);
             return;
         };
+        let mut tunn = sender.peer.tunn();
+        if !self.has_session(&sender.peer, &tunn) {
+            return;
+        }
         if let Err(denied) = self.admit_inbound(policy, &meta, packet) {
             self.drop_of(&sender.peer, denied.reason);
             return;
         }
-        let mut tunn = sender.peer.tunn();
         if self.encrypt(&sender.peer, &mut tunn, path, packet) {
             sender.peer.counters.traffic.sent(1, packet.len() as u64);
             self.io.counters.traffic.sent(1, packet.len() as u64);
@@ -526,13 +536,18 @@ impl State {
         Ok(())
     }
 
-    /// Encrypts into the path's train.
-    fn encrypt(&mut self, peer: &Peer, tunn: &mut Tunn, path: &Arc<Path>, packet: &[u8]) -> bool {
-        // Without a session boringtun would queue the packet and start a handshake of its own.
-        if tunn.time_since_last_handshake().is_none() {
+    /// Whether a packet can be encrypted for this client; counts it as dropped if not.
+    fn has_session(&self, peer: &Peer, tunn: &Tunn) -> bool {
+        let has = tunn.time_since_last_handshake().is_some();
+        if !has {
             self.drop_of(peer, DropReason::NoSession);
-            return false;
         }
+        has
+    }
+
+    /// Encrypts into the path's train. [`Self::has_session`] must have said so: without a session
+    /// boringtun would queue the packet and start a handshake of its own.
+    fn encrypt(&mut self, peer: &Peer, tunn: &mut Tunn, path: &Arc<Path>, packet: &[u8]) -> bool {
         let header = path.channel.map_or(0, |_| channel_data::HEADER_LEN);
         let message = packet.len() + WG_OVERHEAD;
         let pushed = self.trains.push(
