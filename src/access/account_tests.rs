@@ -35,8 +35,7 @@ impl World {
         let meta = meta(packet);
         let flow = policy.admit_outbound(&meta, self.now).unwrap().flow;
         let flow = flow.unwrap();
-        flow.note_out(policy.tick(self.now), meta.tcp_flags);
-        flow.count_out(&meta);
+        flow.pass_out(policy.tick(self.now), &meta, &mut packet.to_vec());
     }
 
     fn come(&self, packet: &[u8]) {
@@ -44,8 +43,7 @@ impl World {
         let meta = meta(packet);
         let flow = policy.admit_inbound(&meta, self.now).unwrap().flow;
         let flow = flow.unwrap();
-        flow.note_in(policy.tick(self.now), meta.tcp_flags);
-        flow.count_in(&meta);
+        flow.pass_in(policy.tick(self.now), &meta, &mut packet.to_vec());
     }
 
     fn to_host(&self, flags: &str) {

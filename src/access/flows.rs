@@ -13,7 +13,7 @@ use super::policy::TunnelAddresses;
 use super::ranges;
 use super::verdict::DropReason;
 use crate::ids::ClientId;
-use crate::packet::translate::Embedded;
+use crate::packet::translate::{self, Embedded};
 use crate::packet::{FlowHash, Meta, TcpFlags, protocol};
 
 /// An idle TCP connection is forgotten after this (RFC 5382 REQ-5, data-path spec §9).
@@ -47,12 +47,17 @@ impl Tick {
     /// The tick of `now` on a clock that started at `epoch`.
     #[inline]
     pub fn new(epoch: Instant, now: Instant) -> Self {
-        let elapsed = now.saturating_duration_since(epoch).as_millis() / Self::UNIT.as_millis();
-        Self(elapsed as u32)
+        Self(Self::of(now.saturating_duration_since(epoch)))
     }
 
+    /// Whole units in `duration`. Asked for every packet: no division of 128 bits.
+    #[inline]
     const fn of(duration: Duration) -> u32 {
-        (duration.as_millis() / Self::UNIT.as_millis()) as u32
+        const UNIT: u32 = Tick::UNIT.subsec_millis();
+        const PER_SECOND: u64 = 1000 / UNIT as u64;
+
+        let units = duration.as_secs() * PER_SECOND + (duration.subsec_millis() / UNIT) as u64;
+        units as u32
     }
 }
 
@@ -194,16 +199,54 @@ impl Flow {
         self.inside.remote != self.outside.remote
     }
 
+    /// Takes a packet from the client into the flow, and makes it what the resource expects.
+    #[inline]
+    pub fn pass_out(&self, tick: Tick, meta: &Meta, packet: &mut [u8]) {
+        self.note_out(tick, meta.tcp_flags);
+        self.count_out(meta);
+        if self.is_translated() {
+            translate::outbound(packet, meta, self.outside(), self.outside_port());
+        }
+    }
+
+    /// Takes a packet to the client into the flow, and makes it what the client expects.
+    #[inline]
+    pub fn pass_in(&self, tick: Tick, meta: &Meta, packet: &mut [u8]) {
+        self.note_in(tick, meta.tcp_flags);
+        self.count_in(meta);
+        if self.is_translated() {
+            translate::inbound(packet, meta, self.remote(), self.local_port());
+        }
+    }
+
+    /// Makes an ICMP error about a packet of the flow what the client expects. It is not part of
+    /// the flow.
+    pub fn pass_error_in(&self, embedded: &Embedded, meta: &Meta, packet: &mut [u8]) {
+        if self.is_translated() {
+            translate::error_about(packet, meta, embedded, self.remote(), self.local_port());
+        }
+    }
+
     /// Notes a packet from the client.
     #[inline]
-    pub fn note_out(&self, tick: Tick, flags: TcpFlags) {
+    fn note_out(&self, tick: Tick, flags: TcpFlags) {
         store_if_changed(&self.last_out, tick.0);
         self.note_end(flags, FIN_OUT);
     }
 
+    /// Notes a packet to the client.
+    #[inline]
+    pub(super) fn note_in(&self, tick: Tick, flags: TcpFlags) {
+        store_if_changed(&self.last_in, tick.0);
+        if self.state.load(Ordering::Relaxed) & ANSWERED == 0 {
+            self.state.fetch_or(ANSWERED, Ordering::Relaxed);
+        }
+        self.note_end(flags, FIN_IN);
+    }
+
     /// Counts a packet from the client, if flow logs want it.
     #[inline]
-    pub fn count_out(&self, meta: &Meta) {
+    pub(crate) fn count_out(&self, meta: &Meta) {
         if let Some(account) = &self.account {
             account.count_out(meta);
         }
@@ -211,20 +254,10 @@ impl Flow {
 
     /// Counts a packet to the client, if flow logs want it.
     #[inline]
-    pub fn count_in(&self, meta: &Meta) {
+    fn count_in(&self, meta: &Meta) {
         if let Some(account) = &self.account {
             account.count_in(meta);
         }
-    }
-
-    /// Notes a packet to the client.
-    #[inline]
-    pub fn note_in(&self, tick: Tick, flags: TcpFlags) {
-        store_if_changed(&self.last_in, tick.0);
-        if self.state.load(Ordering::Relaxed) & ANSWERED == 0 {
-            self.state.fetch_or(ANSWERED, Ordering::Relaxed);
-        }
-        self.note_end(flags, FIN_IN);
     }
 
     fn last(&self) -> Tick {

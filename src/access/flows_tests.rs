@@ -123,6 +123,8 @@ fn fill(flows: &mut Flows, count: usize, tick: Tick) {
 fn ticks_count_tenths_of_a_second_and_never_run_backwards() {
     assert_eq!(at(Duration::from_millis(99)), start());
     assert!(at(UNIT) > start());
+    assert_eq!(at(Duration::from_millis(12_399)), Tick(123));
+    assert_eq!(Tick::of(TCP_IDLE), 74_400);
     let epoch = Instant::now() + seconds(60);
     assert_eq!(Tick::new(epoch, epoch - seconds(60)), start());
 }

@@ -2,7 +2,8 @@
 
 #![allow(missing_docs)]
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
@@ -39,17 +40,22 @@ pub fn access(data: &[u8]) {
         access: Access::new(now, Duration::from_secs(UNIX)),
         now,
         unix: UNIX,
+        begun: BTreeMap::new(),
     };
+    world.access.account_for_flows(true);
     world
         .access
         .set_gateway_addresses(GATEWAY.into(), "fd00:2021:1111::ff".parse().expect("valid"));
     while !script.is_empty() {
         world.step(&mut script);
         while world.access.poll_event().is_some() {}
+        world.take_reports();
         world.check();
     }
     world.access.remove_all();
     while world.access.poll_event().is_some() {}
+    world.take_reports();
+    assert!(world.begun.is_empty(), "what was told to have begun ends");
     assert_eq!(world.access.flow_count(), 0, "flows go with their clients");
     assert_eq!(world.access.poll_timeout(), None, "nothing is left to do");
 }
@@ -58,6 +64,8 @@ struct World {
     access: Access,
     now: Instant,
     unix: u64,
+    /// Flows that were told to have begun, by their ends: how many.
+    begun: BTreeMap<(ClientId, u8, SocketAddr, SocketAddr), usize>,
 }
 
 fn client_id(n: u8) -> ClientId {
@@ -203,7 +211,7 @@ impl World {
             u16::from(script.byte()),
             script.one_of(&[80, 9, 443, 53_535]),
         ];
-        let sent = packet(protocol, src, dst, ports, script.byte());
+        let mut sent = packet(protocol, src, dst, ports, script.byte());
         let Ok(meta) = Meta::parse(&sent) else {
             return;
         };
@@ -221,13 +229,16 @@ impl World {
             );
             return;
         };
-        flow.note_out(tick, meta.tcp_flags);
+        flow.pass_out(tick, &meta, &mut sent);
         let outside = flow.outside();
         assert!(
             !ranges::is_tunnel(outside) && !ranges::is_proxy(outside),
             "{outside}"
         );
         assert_eq!(flow.is_translated(), ranges::is_proxy(meta.dst));
+        let asked = meta.dst;
+        let meta = Meta::parse(&sent).expect("still valid");
+        assert_eq!(meta.dst, outside, "goes to where it stands for");
         if protocol == 47 || protocol == 1 {
             return;
         }
@@ -235,7 +246,7 @@ impl World {
             panic!("IPv4 leads to IPv4");
         };
         let ports = [flow.remote_port(), flow.outside_port()];
-        let answer = packet(protocol, outside.octets(), src, ports, script.byte());
+        let mut answer = packet(protocol, outside.octets(), src, ports, script.byte());
         let Ok(meta) = Meta::parse(&answer) else {
             return;
         };
@@ -244,7 +255,29 @@ impl World {
         let answered = answered.expect("the grant is the same").flow;
         let answered = answered.expect("not from the gateway");
         assert!(std::sync::Arc::ptr_eq(&answered, &flow));
-        answered.note_in(tick, meta.tcp_flags);
+        answered.pass_in(tick, &meta, &mut answer);
+        let answer = Meta::parse(&answer).expect("still valid");
+        assert_eq!(answer.src, asked, "comes from where the client asked");
+    }
+
+    /// Each end of a flow is told after its beginning, and with what has passed.
+    fn take_reports(&mut self) {
+        while let Some(report) = self.access.poll_report() {
+            let ends = (report.source, report.destination);
+            let flow = (report.client, report.protocol, ends.0, ends.1);
+            let begun = self.begun.entry(flow).or_default();
+            let Some(end) = report.ended else {
+                *begun += 1;
+                continue;
+            };
+            assert!(end.last_packet >= report.began);
+            assert!(end.counted.out_packets + end.counted.in_packets > 0);
+            *begun = begun.checked_sub(1).expect("has begun");
+            if *begun == 0 {
+                self.begun.remove(&flow);
+            }
+        }
+        assert_eq!(self.access.reports_dropped(), 0);
     }
 
     fn check(&self) {

@@ -17,7 +17,7 @@ use rand::{Rng, SeedableRng};
 use super::fixtures::*;
 use super::*;
 use crate::datapath::flow_cache::{At, FlowCache};
-use crate::packet::{FlowKey, Meta, TcpFlags, translate};
+use crate::packet::{FlowKey, Meta, TcpFlags};
 use client::{Client, Granted, short};
 use model::{Model, Ruling};
 use packet::{Body, Packet};
@@ -105,10 +105,7 @@ impl Caches {
         {
             Ok(flow) => {
                 if let Some(flow) = flow {
-                    flow.note_out(tick, flags);
-                    if flow.is_translated() {
-                        translate::outbound(packet, &meta, flow.outside(), flow.outside_port());
-                    }
+                    flow.pass_out(tick, &meta, packet);
                 }
                 Got::Pass { until }
             }
@@ -121,11 +118,8 @@ impl Caches {
         if meta.is_icmp_error() {
             return match policy.admit_error(packet, &meta, now) {
                 Ok(about) => {
-                    if let Some((flow, embedded)) = about
-                        && flow.is_translated()
-                    {
-                        let (proxy, port) = (flow.remote(), flow.local_port());
-                        translate::error_about(packet, &meta, &embedded, proxy, port);
+                    if let Some((flow, embedded)) = about {
+                        flow.pass_error_in(&embedded, &meta, packet);
                     }
                     Got::Pass { until: None }
                 }
@@ -147,10 +141,7 @@ impl Caches {
         {
             Ok(flow) => {
                 if let Some(flow) = flow {
-                    flow.note_in(tick, meta.tcp_flags);
-                    if flow.is_translated() {
-                        translate::inbound(packet, &meta, flow.remote(), flow.local_port());
-                    }
+                    flow.pass_in(tick, &meta, packet);
                 }
                 Got::Pass { until }
             }

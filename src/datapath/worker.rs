@@ -28,7 +28,7 @@ use crate::connectivity::relay::channel_data;
 use crate::device::{MTU, Tun};
 use crate::ids::ClientId;
 use crate::net::{Datagram, RecvBuffers, Sockets, UdpSocket};
-use crate::packet::{FlowKey, Malformed, Meta, TcpFlags, ecn, icmp, translate};
+use crate::packet::{FlowKey, Malformed, Meta, TcpFlags, ecn, icmp};
 use crate::wireguard::data_receiver;
 
 /// Bytes that WireGuard adds to a packet (data-path spec §1.2).
@@ -152,9 +152,20 @@ struct State {
     outbound: FlowCache,
     inbound: FlowCache,
     trains: Trains,
+    passed: Passed,
     /// Of answers to the site; each client has its own.
     replies: ReplyBudget,
     max_segments: usize,
+}
+
+/// What has passed in a burst. Others read the counters: a write for each packet would have the
+/// worker wait for their caches.
+#[derive(Default)]
+struct Passed {
+    rx_packets: u64,
+    rx_bytes: u64,
+    tx_packets: u64,
+    tx_bytes: u64,
 }
 
 impl State {
@@ -173,6 +184,7 @@ impl State {
             outbound: FlowCache::new(),
             inbound: FlowCache::new(),
             trains: Trains::default(),
+            passed: Passed::default(),
             replies: ReplyBudget::default(),
             max_segments,
         }
@@ -368,11 +380,7 @@ impl State {
         match passed {
             Ok(flow) => {
                 if let Some(flow) = flow {
-                    flow.note_out(at.tick, meta.tcp_flags);
-                    flow.count_out(&meta);
-                    if flow.is_translated() {
-                        translate::outbound(packet, &meta, flow.outside(), flow.outside_port());
-                    }
+                    flow.pass_out(at.tick, &meta, packet);
                 }
                 if self.io.tun.write(packet).is_err() {
                     self.drop_of(&receiver.peer, DropReason::DeviceWriteFailed);
@@ -380,7 +388,8 @@ impl State {
                 }
                 let len = packet.len() as u64;
                 receiver.peer.counters.traffic.received(1, len);
-                self.io.counters.traffic.received(1, len);
+                self.passed.rx_packets += 1;
+                self.passed.rx_bytes += len;
             }
             Err(Denied { reason, reply }) => {
                 self.drop_of(&receiver.peer, reason);
@@ -480,8 +489,10 @@ impl State {
             return;
         }
         if self.encrypt(&sender.peer, &mut tunn, path, packet) {
-            sender.peer.counters.traffic.sent(1, packet.len() as u64);
-            self.io.counters.traffic.sent(1, packet.len() as u64);
+            let len = packet.len() as u64;
+            sender.peer.counters.traffic.sent(1, len);
+            self.passed.tx_packets += 1;
+            self.passed.tx_bytes += len;
         }
     }
 
@@ -506,11 +517,8 @@ impl State {
     ) -> Result<(), Denied> {
         if meta.is_icmp_error() {
             // Each is about something else, and they are rare.
-            if let Some((flow, embedded)) = policy.admit_error(packet, meta, self.now)?
-                && flow.is_translated()
-            {
-                let (proxy, port) = (flow.remote(), flow.local_port());
-                translate::error_about(packet, meta, &embedded, proxy, port);
+            if let Some((flow, embedded)) = policy.admit_error(packet, meta, self.now)? {
+                flow.pass_error_in(&embedded, meta, packet);
             }
             return Ok(());
         }
@@ -527,11 +535,7 @@ impl State {
                 policy.admit_inbound(meta, at.now)
             })?;
         if let Some(flow) = flow {
-            flow.note_in(at.tick, meta.tcp_flags);
-            flow.count_in(meta);
-            if flow.is_translated() {
-                translate::inbound(packet, meta, flow.remote(), flow.local_port());
-            }
+            flow.pass_in(at.tick, meta, packet);
         }
         Ok(())
     }
@@ -574,7 +578,16 @@ impl State {
         pushed
     }
 
+    /// Ends a burst: publishes what has passed, and sends what is to be sent.
     fn flush(&mut self) {
+        let passed = std::mem::take(&mut self.passed);
+        let traffic = &self.io.counters.traffic;
+        if passed.rx_packets > 0 {
+            traffic.received(passed.rx_packets, passed.rx_bytes);
+        }
+        if passed.tx_packets > 0 {
+            traffic.sent(passed.tx_packets, passed.tx_bytes);
+        }
         if self.trains.is_empty() {
             return;
         }
