@@ -221,8 +221,7 @@ impl<'a> Loader<'a> {
             values::log_filter,
             String::clone,
         );
-        let export = self.export();
-        let metrics = self.metrics_export();
+        let (export, metrics) = self.exports();
 
         let tun_name = self.setting(
             ("FIREZONE_TUN_NAME", "--tun-name"),
@@ -606,48 +605,39 @@ impl<'a> Loader<'a> {
         Some(name)
     }
 
-    fn export(&mut self) -> Export {
-        let export = Export::decide(self.env, Signal::Traces);
-        let (value, setting) = match &export {
-            Export::On { endpoint, setting } => (endpoint.to_string(), *setting),
-            Export::Off { setting, why, .. } => (format!("off: {why}"), *setting),
-        };
-        if let Export::Off {
-            setting,
-            why,
-            mistaken: true,
-        } = &export
-        {
-            self.notice(setting, format!("no spans are exported: {why}"));
+    /// Whether spans and metrics are exported. What holds for both, for one reason, is told once.
+    fn exports(&mut self) -> (Export, Export) {
+        let spans = Export::decide(self.env, Signal::Traces);
+        let metrics = Export::decide(self.env, Signal::Metrics);
+        if spans == metrics {
+            self.export(&spans, "no spans and no metrics are exported");
+        } else {
+            self.export(&spans, "no spans are exported");
+            self.export(&metrics, "no metrics are exported");
         }
+        (spans, metrics)
+    }
+
+    /// Shows one decision; `off` are the words for one against it.
+    fn export(&mut self, export: &Export, off: &str) {
+        let (setting, value) = match export {
+            Export::On { endpoint, setting } => (*setting, endpoint.to_string()),
+            Export::Off {
+                setting,
+                why,
+                mistaken,
+            } => {
+                if *mistaken {
+                    self.notice(setting, format!("{off}: {why}"));
+                }
+                (*setting, format!("{off}: {why}"))
+            }
+        };
         let source = match self.env.var_lossy(setting) {
             Some(_) => "environment",
             None => "default",
         };
         self.show(setting, value, source.to_owned());
-        export
-    }
-
-    /// As [`Self::export`]; what both have in common is told there.
-    fn metrics_export(&mut self) -> Export {
-        let export = Export::decide(self.env, Signal::Metrics);
-        let (value, setting) = match &export {
-            Export::On { endpoint, setting } => (endpoint.to_string(), *setting),
-            Export::Off { setting, why, .. } => (format!("off: {why}"), *setting),
-        };
-        if !setting.contains("METRICS") {
-            return export;
-        }
-        if let Export::Off {
-            why,
-            mistaken: true,
-            ..
-        } = &export
-        {
-            self.notice(setting, format!("no metrics are pushed: {why}"));
-        }
-        self.show(setting, value, "environment".to_owned());
-        export
     }
 
     /// Settings of the stock gateway that have no meaning here.

@@ -544,7 +544,94 @@ fn export_that_cannot_be_followed_is_told_and_does_not_stop_the_gateway() {
         ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
     ]);
     assert_eq!(notices.len(), 1);
-    assert!(notices[0].contains("http/protobuf"), "{notices:?}");
+    assert!(
+        notices[0].contains("no spans and no metrics") && notices[0].contains("http/protobuf"),
+        "{notices:?}"
+    );
+}
+
+#[test]
+fn what_keeps_metrics_alone_from_being_pushed_is_told() {
+    const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
+    let no_spans = ("OTEL_TRACES_EXPORTER", "none");
+    for (variables, named) in [
+        ([no_spans, (ENDPOINT, "https://c")], ENDPOINT),
+        (
+            [no_spans, ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "c:4318")],
+            "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",
+        ),
+        (
+            [
+                (ENDPOINT, "http://c:4318"),
+                ("OTEL_METRICS_EXPORTER", "console"),
+            ],
+            "OTEL_METRICS_EXPORTER",
+        ),
+        (
+            [
+                (ENDPOINT, "http://c:4318"),
+                ("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "grpc"),
+            ],
+            "OTEL_EXPORTER_OTLP_METRICS_PROTOCOL",
+        ),
+    ] {
+        let told = notices(&variables);
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(
+            told[0].starts_with(named) && told[0].contains("no metrics are exported"),
+            "{named}: {told:?}"
+        );
+    }
+    let told = notices(&[
+        no_spans,
+        (ENDPOINT, "http://c:4317"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+    ]);
+    assert!(
+        told.len() == 1 && told[0].starts_with("OTEL_EXPORTER_OTLP_PROTOCOL: no metrics"),
+        "{told:?}"
+    );
+}
+
+#[test]
+fn where_spans_and_metrics_go_is_shown_for_each_of_them() {
+    let shown = |variables: &[(&str, &str)]| {
+        examine(&Settings::default(), &with_token(variables), &host())
+            .settings
+            .into_iter()
+            .filter(|setting| setting.name.starts_with("OTEL_"))
+            .map(|setting| format!("{} {} ({})", setting.name, setting.value, setting.source))
+            .collect::<Vec<_>>()
+    };
+    const ENDPOINT: (&str, &str) = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4318");
+    assert_eq!(
+        shown(&[]),
+        [
+            "OTEL_EXPORTER_OTLP_ENDPOINT no spans and no metrics are exported: no endpoint is set \
+          (default)"
+        ]
+    );
+    assert_eq!(
+        shown(&[ENDPOINT]),
+        [
+            "OTEL_EXPORTER_OTLP_ENDPOINT http://c:4318/v1/traces (environment)",
+            "OTEL_EXPORTER_OTLP_ENDPOINT http://c:4318/v1/metrics (environment)",
+        ]
+    );
+    assert_eq!(
+        shown(&[ENDPOINT, ("OTEL_TRACES_EXPORTER", "none")]),
+        [
+            "OTEL_TRACES_EXPORTER no spans are exported: switched off (environment)",
+            "OTEL_EXPORTER_OTLP_ENDPOINT http://c:4318/v1/metrics (environment)",
+        ]
+    );
+    assert_eq!(
+        shown(&[("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "http://m/x")]),
+        [
+            "OTEL_EXPORTER_OTLP_ENDPOINT no spans are exported: no endpoint is set (default)",
+            "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT http://m/x (environment)",
+        ]
+    );
 }
 
 #[test]
