@@ -10,11 +10,13 @@ use std::time::{Duration, Instant};
 
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Meter, MeterProvider as _};
+use opentelemetry_otlp::MetricExporter;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider};
 use prometheus::{Registry, TextEncoder};
 
 use super::names;
+use super::watched::Watched;
 use crate::admin::model::{ClientStatus, PortalState, Status};
 
 /// Name of the meter.
@@ -430,7 +432,7 @@ impl Metrics {
     /// See [`MetricsError`].
     pub fn new(
         resource: Resource,
-        push: Option<opentelemetry_otlp::MetricExporter>,
+        push: Option<Watched<MetricExporter>>,
         read: impl Fn() -> Reading + Send + Sync + 'static,
     ) -> Result<Self, MetricsError> {
         let registry = Registry::new();

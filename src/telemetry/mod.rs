@@ -22,7 +22,7 @@ use std::{
 };
 
 use opentelemetry::{KeyValue, global, trace::TracerProvider as _};
-use opentelemetry_otlp::{ExporterBuildError, Protocol, WithExportConfig as _};
+use opentelemetry_otlp::{ExporterBuildError, MetricExporter, Protocol, WithExportConfig as _};
 use opentelemetry_sdk::{
     Resource,
     resource::TelemetryResourceDetector,
@@ -275,18 +275,23 @@ pub fn metrics(
 ) -> Result<metrics::Metrics, metrics::MetricsError> {
     let push = match &options.metrics {
         Export::Off { .. } => None,
-        Export::On { endpoint, .. } => {
-            let exporter = opentelemetry_otlp::MetricExporter::builder()
-                .with_http()
-                .with_endpoint(endpoint.expose())
-                .with_protocol(Protocol::HttpBinary)
-                .build();
-            exporter
-                .inspect_err(|error| {
-                    tracing::warn!(%error, "no metrics are pushed: the OTLP exporter cannot be built");
-                })
-                .ok()
-        }
+        Export::On { endpoint, .. } => metric_exporter(endpoint, Failures::default())
+            .inspect_err(|error| {
+                tracing::warn!(%error, "no metrics are pushed: the OTLP exporter cannot be built");
+            })
+            .ok(),
     };
     metrics::Metrics::new(resource(options), push, read)
+}
+
+fn metric_exporter(
+    endpoint: &Endpoint,
+    failures: Failures,
+) -> Result<Watched<MetricExporter>, ExporterBuildError> {
+    let exporter = MetricExporter::builder()
+        .with_http()
+        .with_endpoint(endpoint.expose())
+        .with_protocol(Protocol::HttpBinary)
+        .build()?;
+    Ok(Watched::new(exporter, failures))
 }

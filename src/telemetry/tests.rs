@@ -8,6 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use opentelemetry_sdk::error::OTelSdkError;
+
 use super::*;
 use crate::config::FixedEnv;
 
@@ -180,6 +182,65 @@ fn refused_export_is_counted() {
     guard.shutdown(Duration::from_secs(30));
 
     assert_eq!(failures.total(), 1);
+}
+
+/// Pushes what there is to an address once, and returns how often that failed.
+fn push_once(collector: SocketAddr) -> u64 {
+    let options = options("off", LogFormat::Human, Some(collector));
+    let Export::On { endpoint, .. } = &options.metrics else {
+        panic!("off");
+    };
+    let failures = Failures::default();
+    let push = metric_exporter(endpoint, failures.clone()).unwrap();
+    let read = || metrics::Reading {
+        status: Arc::default(),
+        unix: 0.0,
+        health: [true; 3],
+    };
+    let metrics = metrics::Metrics::new(resource(&options), Some(push), read).unwrap();
+    metrics.shutdown();
+    failures.total()
+}
+
+#[test]
+fn metrics_are_pushed_and_a_collector_that_refuses_them_is_noticed() {
+    let (address, received) = collector();
+    assert_eq!(push_once(address), 0);
+    let request = received.recv_timeout(Duration::from_secs(20)).unwrap();
+    assert!(
+        request.line.starts_with("POST /v1/metrics "),
+        "{}",
+        request.line
+    );
+    assert!(contains(&request.body, "gateway.health"));
+
+    let closed = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    assert_eq!(push_once(closed), 1);
+}
+
+#[test]
+fn both_signals_complain_about_a_dead_collector_by_name() {
+    let output = Output::default();
+    let options = options(DEFAULT_FILTER, LogFormat::Human, None);
+    let (subscriber, guard, _) = assemble(&options, Box::new(output.clone()), false).unwrap();
+    tracing::subscriber::with_default(subscriber, || {
+        for what in ["spans", "metrics"] {
+            let watched = Watched::new((), Failures::default());
+            let failed = || Err(OTelSdkError::InternalFailure("connection refused".into()));
+            watched.note(what, &failed());
+            watched.note(what, &failed());
+        }
+    });
+    assert!(guard.shutdown(Duration::from_secs(10)));
+    let text = output.text();
+    for what in ["spans", "metrics"] {
+        let line = format!("{what} cannot be delivered");
+        assert_eq!(text.matches(&line).count(), 1, "{text}");
+    }
+    assert!(text.contains("connection refused"), "{text}");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Notices when spans cannot be delivered, and says so rarely.
+//! Notices when spans or metrics cannot be delivered, and says so rarely.
 
 use std::{
     sync::{
@@ -11,6 +11,7 @@ use std::{
 use opentelemetry_sdk::{
     Resource,
     error::OTelSdkResult,
+    metrics::{Temporality, data::ResourceMetrics, exporter::PushMetricExporter},
     trace::{SpanData, SpanExporter},
 };
 
@@ -69,7 +70,7 @@ impl Complaints {
 
 /// An exporter whose failures are counted and reported.
 #[derive(Debug)]
-pub(super) struct Watched<E> {
+pub struct Watched<E> {
     exporter: E,
     failures: Failures,
     complaints: Mutex<Complaints>,
@@ -83,12 +84,9 @@ impl<E> Watched<E> {
             complaints: Mutex::default(),
         }
     }
-}
 
-impl<E: SpanExporter> SpanExporter for Watched<E> {
-    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
-        let spans = batch.len();
-        let result = self.exporter.export(batch).await;
+    /// Takes note of the result of an export of `what`.
+    pub(super) fn note(&self, what: &str, result: &OTelSdkResult) {
         if result.is_err() {
             self.failures.0.fetch_add(1, Ordering::Relaxed);
         }
@@ -97,19 +95,25 @@ impl<E: SpanExporter> SpanExporter for Watched<E> {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .observe(result.is_ok(), Instant::now());
-        match (say, &result) {
+        match (say, result) {
             (Say::Failing(batches), Err(error)) => tracing::warn!(
                 %error,
-                spans,
                 batches,
-                "spans cannot be delivered to the OTLP endpoint and are lost; the gateway is not \
+                "{what} cannot be delivered to the OTLP endpoint and are lost; the gateway is not \
                  affected, and this is not repeated for 15 minutes"
             ),
             (Say::Recovered(batches), _) => {
-                tracing::debug!(batches, "spans are delivered to the OTLP endpoint again");
+                tracing::debug!(batches, "{what} are delivered to the OTLP endpoint again");
             }
             _ => {}
         }
+    }
+}
+
+impl<E: SpanExporter> SpanExporter for Watched<E> {
+    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+        let result = self.exporter.export(batch).await;
+        self.note("spans", &result);
         result
     }
 
@@ -127,6 +131,30 @@ impl<E: SpanExporter> SpanExporter for Watched<E> {
 
     fn set_resource(&mut self, resource: &Resource) {
         self.exporter.set_resource(resource);
+    }
+}
+
+impl<E: PushMetricExporter> PushMetricExporter for Watched<E> {
+    async fn export(&self, metrics: &ResourceMetrics) -> OTelSdkResult {
+        let result = self.exporter.export(metrics).await;
+        self.note("metrics", &result);
+        result
+    }
+
+    fn force_flush(&self) -> OTelSdkResult {
+        self.exporter.force_flush()
+    }
+
+    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
+        self.exporter.shutdown_with_timeout(timeout)
+    }
+
+    fn shutdown(&self) -> OTelSdkResult {
+        self.exporter.shutdown()
+    }
+
+    fn temporality(&self) -> Temporality {
+        self.exporter.temporality()
     }
 }
 
