@@ -156,8 +156,13 @@ impl Page {
             PortalState::Closed => ("closed", Paint::Odd),
         };
         let state = self.paint(paint, state);
-        let since = self.since(portal.since);
-        self.line(format!("  {state} for {since}  {}", printable(&portal.url)));
+        // A channel that was never started has no beginning.
+        let since = if portal.since > 0.0 {
+            format!(" for {}", self.since(portal.since))
+        } else {
+            String::new()
+        };
+        self.line(format!("  {state}{since}  {}", printable(&portal.url)));
         let last_message = match portal.last_message_at {
             Some(at) => format!("{} ago", self.since(at)),
             None => "none yet".to_owned(),
@@ -893,7 +898,7 @@ Device
     #[test]
     fn empty_status_of_a_gateway_that_just_started_is_rendered() {
         let text = render(&Status::default(), NOW, false);
-        assert!(text.contains("not started"), "{text}");
+        assert!(text.contains("  not started\n"), "{text}");
     }
 
     #[test]

@@ -61,7 +61,8 @@ function portal(status, now) {
   const p = status.portal;
   const [words, kind] = STATES[p.state] || [p.state, "odd"];
   const line = element("portal");
-  const parts = [make("span", words, kind), ` for ${duration(now - p.since)}. `];
+  // A channel that was never started has no beginning.
+  const parts = [make("span", words, kind), p.since > 0 ? ` for ${duration(now - p.since)}. ` : ". "];
   if (p.backoff) {
     const b = p.backoff;
     parts.push(`Outage for ${duration(now - b.outage_since)}, ${b.attempt} failed attempts. `);
