@@ -70,6 +70,14 @@ pub fn render(status: &Status, now: f64, colour: bool) -> String {
     page.text
 }
 
+/// How long an outage may last yet.
+fn budget(left: Option<f64>) -> String {
+    match left {
+        Some(left) => format!("gives up in {}", duration(left)),
+        None => "never gives up".to_owned(),
+    }
+}
+
 struct Page {
     text: String,
     now: f64,
@@ -174,18 +182,23 @@ impl Page {
         if let Some(backoff) = &portal.backoff {
             let outage = self.since(backoff.outage_since);
             let next = match backoff.next_attempt_at {
+                // A join proves something only when it has lasted.
+                _ if portal.state == PortalState::Joined => {
+                    "joined; it counts as over once this has lasted".to_owned()
+                }
                 Some(at) => format!(
-                    "attempt {} in {}",
+                    "attempt {} in {}, {}",
                     backoff.attempt.saturating_add(1),
-                    duration(at - self.now)
+                    duration(at - self.now),
+                    budget(backoff.budget_left)
                 ),
-                None => format!("attempt {} running", backoff.attempt.saturating_add(1)),
+                None => format!(
+                    "attempt {} running, {}",
+                    backoff.attempt.saturating_add(1),
+                    budget(backoff.budget_left)
+                ),
             };
-            let budget = match backoff.budget_left {
-                Some(left) => format!("gives up in {}", duration(left)),
-                None => "never gives up".to_owned(),
-            };
-            self.line(format!("  outage for {outage}: {next}, {budget}"));
+            self.line(format!("  outage for {outage}: {next}"));
         }
         if let Some(last) = portal.outages.last() {
             let longest = portal.outages.iter().map(|o| o.ended - o.began);
@@ -799,6 +812,25 @@ Device
         );
         assert!(
             text.contains("outage for 1m 35s: attempt 4 in 12s, gives up in 13m 25s"),
+            "{text}"
+        );
+
+        status.portal.state = PortalState::Connecting;
+        status.portal.backoff = Some(BackoffStatus {
+            outage_since: NOW - 95.0,
+            attempt: 3,
+            ..BackoffStatus::default()
+        });
+        let text = render(&status, NOW, false);
+        assert!(
+            text.contains("outage for 1m 35s: attempt 4 running, never gives up\n"),
+            "{text}"
+        );
+
+        status.portal.state = PortalState::Joined;
+        let text = render(&status, NOW, false);
+        assert!(
+            text.contains("outage for 1m 35s: joined; it counts as over once this has lasted\n"),
             "{text}"
         );
     }

@@ -59,6 +59,7 @@ const STATES = {
 
 function portal(status, now) {
   const p = status.portal;
+  const joined = p.state === "joined";
   const [words, kind] = STATES[p.state] || [p.state, "odd"];
   const line = element("portal");
   // A channel that was never started has no beginning.
@@ -66,13 +67,18 @@ function portal(status, now) {
   if (p.backoff) {
     const b = p.backoff;
     parts.push(`Outage for ${duration(now - b.outage_since)}, ${b.attempt} failed attempts. `);
-    parts.push(b.next_attempt_at === null ? "An attempt is running. "
-      : b.next_attempt_at <= now ? "The next attempt is due. "
-      : `Next attempt in ${duration(b.next_attempt_at - now)}. `);
-    parts.push(b.budget_left === null ? "It never gives up. "
-      : `It gives up in ${duration(b.budget_left)}. `);
+    if (joined) {
+      // A join proves something only when it has lasted.
+      parts.push("It counts as over once this has lasted. ");
+    } else {
+      parts.push(b.next_attempt_at === null ? "An attempt is running. "
+        : b.next_attempt_at <= now ? "The next attempt is due. "
+        : `Next attempt in ${duration(b.next_attempt_at - now)}. `);
+      parts.push(b.budget_left === null ? "It never gives up. "
+        : `It gives up in ${duration(b.budget_left)}. `);
+    }
   }
-  if (p.last_error && (p.backoff || p.state !== "joined")) {
+  if (p.last_error && (p.backoff || !joined)) {
     parts.push(`Last error: ${p.last_error.message} (${p.last_error.kind}).`);
   }
   // A status region is read out when it changes: the seconds that pass are no news.
@@ -90,7 +96,7 @@ function portal(status, now) {
   table.hidden = outages.length === 0;
   rows(table, outages.slice().reverse().slice(0, 20).map((o) => [
     new Date(o.began * 1000).toLocaleString(),
-    o.ended === null ? ["goes on", "bad"] : duration(o.ended - o.began),
+    o.ended === null ? (joined ? ["joined again", "odd"] : ["goes on", "bad"]) : duration(o.ended - o.began),
     o.last_cause && o.last_cause !== o.cause ? `${o.cause}, then ${o.last_cause}` : o.cause,
     String(o.failures),
   ]));
@@ -108,7 +114,8 @@ function timeline(outages, started, now) {
   };
   bar.replaceChildren(part(started, now, "up"),
     ...outages.map((o) => part(o.began, o.ended === null ? now : o.ended, "down")));
-  const lost = outages.reduce((sum, o) => sum + (o.ended === null ? now : o.ended) - o.began, 0);
+  const lost = outages.reduce((sum, o) =>
+    sum + (o.ended === null ? now : o.ended) - Math.max(o.began, now - DAY), 0);
   bar.setAttribute("aria-label", outages.length === 0
     ? "No outage of the portal channel in the last 24 hours."
     : `${outages.length} outage${outages.length === 1 ? "" : "s"} of the portal channel in the last 24 hours, ${duration(lost)} in all.`);
@@ -203,7 +210,8 @@ async function show() {
     const answer = await fetch("/status");
     if (!answer.ok) throw new Error(`the gateway answers ${answer.status}`);
     const status = await answer.json();
-    const now = Date.now() / 1000;
+    // The gateway's clock, which all times in the document are of, and not that of this computer.
+    const now = Date.parse(answer.headers.get("date")) / 1000 || Date.now() / 1000;
     element("name").textContent = status.name || "firezone-gateway";
     document.title = `${status.name} (${(STATES[status.portal.state] || [status.portal.state])[0]})`;
     element("facts").textContent = `firezone-gateway ${status.version}, up ${duration(now - status.started_at)}`
