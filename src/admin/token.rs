@@ -36,20 +36,30 @@ impl AdminToken {
     /// The token, without white space around it.
     ///
     /// # Errors
-    /// When the file cannot be read, is empty, or is no text of at most 4 KiB.
+    /// When the file cannot be read, or does not hold between 1 and 4096 bytes of visible ASCII.
+    /// The rest could not be shown: a header has no other characters, and clients that take it for
+    /// a password do not agree on how to encode them.
     pub fn read(&self) -> io::Result<SecretString> {
         use std::io::Read as _;
 
-        let mut text = String::new();
+        let unusable = |problem| Err(io::Error::new(io::ErrorKind::InvalidData, problem));
+        let mut bytes = Vec::new();
         std::fs::File::open(&self.0)?
             .take(LONGEST + 1)
-            .read_to_string(&mut text)?;
-        let token = text.trim();
-        if token.is_empty() || text.len() as u64 > LONGEST {
-            let problem = "it is empty or longer than 4096 bytes";
-            return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
+            .read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > LONGEST {
+            return unusable("it is longer than 4096 bytes");
         }
-        Ok(SecretString::from(token))
+        match bytes.trim_ascii() {
+            [] => unusable("it is empty"),
+            token if token.iter().all(u8::is_ascii_graphic) => Ok(SecretString::from(
+                String::from_utf8_lossy(token).into_owned(),
+            )),
+            _ => unusable(
+                "it contains spaces or other characters that no header can carry; only visible \
+                 ASCII is possible",
+            ),
+        }
     }
 
     /// Whether an `Authorization` header shows that its sender knows the token: as bearer
@@ -131,6 +141,27 @@ mod tests {
         assert!(token.permits(Some("Bearer x")).is_err());
         drop(dir);
         assert!(token.permits(Some("Bearer new")).is_err());
+    }
+
+    #[test]
+    fn what_cannot_be_sent_in_a_header_is_no_token() {
+        for (content, reason) in [
+            ("open sesame".as_bytes(), "visible ASCII"),
+            ("s\u{e9}same".as_bytes(), "visible ASCII"),
+            (b"sesame\0", "visible ASCII"),
+            (b"\xffsesame", "visible ASCII"),
+            (b"one\ntwo\n", "visible ASCII"),
+            (b" \r\n", "empty"),
+            (&[b'x'; 5000], "longer than 4096 bytes"),
+        ] {
+            let (_dir, token) = token("");
+            std::fs::write(token.path(), content).unwrap();
+            let error = token.read().unwrap_err().to_string();
+            assert!(error.contains(reason), "{error}");
+            assert!(!error.contains("sesame"), "{error}");
+        }
+        let (_dir, token) = token("\t~!sesame$\r\n");
+        assert!(token.permits(Some("Bearer ~!sesame$")).unwrap());
     }
 
     #[test]

@@ -518,7 +518,13 @@ fn the_admin_token_must_be_there_at_the_start() {
             .to_string()
             .contains("FIREZONE_ADMIN_TOKEN_FILE")
     );
-    std::fs::write(&file, "sesame").unwrap();
+    fs::write(&file, "open sesame").unwrap();
+    let mistake = only_mistake(&[("FIREZONE_ADMIN_TOKEN_FILE", path)]).to_string();
+    assert!(
+        mistake.contains("only visible ASCII") && !mistake.contains("sesame"),
+        "{mistake}"
+    );
+    fs::write(&file, "sesame\n").unwrap();
     let config = load(&[("FIREZONE_ADMIN_TOKEN_FILE", path)]);
     assert_eq!(config.admin_token.unwrap().path(), file);
 }

@@ -163,7 +163,7 @@ pub(super) fn admin_token(text: &str) -> Result<Option<AdminToken>, Wrong> {
         Ok(_) => Ok(Some(token)),
         Err(error) => wrong(
             format!(
-                "the admin token cannot be read from {} ({error})",
+                "there is no usable admin token in {} ({error})",
                 shown(text)
             ),
             "Put a token into the file, such as the output of `openssl rand -hex 32`, and let the \
