@@ -7,7 +7,7 @@
 
 use std::{convert::Infallible, fmt, str::FromStr};
 
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 
 const PORTAL: &str = "Portal";
 const IDENTITY: &str = "Identity";
@@ -73,6 +73,46 @@ pub enum Command {
         #[command(flatten)]
         settings: Box<Settings>,
     },
+}
+
+/// The names of the sub-commands.
+pub(super) fn command_names() -> Vec<String> {
+    Cli::command()
+        .get_subcommands()
+        .map(|command| command.get_name().to_owned())
+        .collect()
+}
+
+/// The sub-command that a mistyped name probably means: one that begins with it, else the nearest
+/// one, unless more than a third of it would have to change.
+pub(super) fn meant(typed: &str) -> Option<String> {
+    let names = command_names();
+    names
+        .iter()
+        .find(|name| name.starts_with(typed))
+        .or_else(|| {
+            names
+                .iter()
+                .map(|name| (distance(typed, name), name))
+                .filter(|(distance, name)| *distance <= name.len() / 3)
+                .min()
+                .map(|(_, name)| name)
+        })
+        .cloned()
+}
+
+/// How many bytes have to be put in, taken out or changed to make one of the other.
+fn distance(one: &str, other: &str) -> usize {
+    let mut row: Vec<usize> = (0..=other.len()).collect();
+    for (n, a) in one.bytes().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], n + 1);
+        for (m, b) in other.bytes().enumerate() {
+            let changed = diagonal + usize::from(a != b);
+            diagonal = row[m + 1];
+            row[m + 1] = changed.min(diagonal + 1).min(row[m] + 1);
+        }
+    }
+    row[other.len()]
 }
 
 /// Arguments of `healthcheck`.
@@ -353,6 +393,42 @@ impl Settings {
             metrics: self.metrics.or(before.metrics),
             otlp_grpc_endpoint: self.otlp_grpc_endpoint.or(before.otlp_grpc_endpoint),
             validate_checksums: self.validate_checksums.or(before.validate_checksums),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sub_command_that_was_meant_is_found() {
+        for (typed, name) in [
+            ("health", Some("healthcheck")),
+            ("healthchek", Some("healthcheck")),
+            ("health-check", Some("healthcheck")),
+            ("stauts", Some("status")),
+            ("check", Some("check-config")),
+            ("checkconfig", Some("check-config")),
+            ("rum", Some("run")),
+            ("start", None),
+            ("abcdefghijklmnop", None),
+            ("-", None),
+        ] {
+            assert_eq!(meant(typed).as_deref(), name, "{typed}");
+        }
+    }
+
+    #[test]
+    fn distances_are_those_of_levenshtein() {
+        for (one, other, expected) in [
+            ("", "abc", 3),
+            ("abc", "abc", 0),
+            ("kitten", "sitting", 3),
+            ("flaw", "lawn", 2),
+        ] {
+            assert_eq!(distance(one, other), expected, "{one} {other}");
+            assert_eq!(distance(other, one), expected, "{other} {one}");
         }
     }
 }

@@ -12,7 +12,8 @@ use uuid::Uuid;
 use super::{
     Config, DEFAULT_API_URL, DEFAULT_HEALTH_CHECK_ADDR, DEFAULT_STATE_DIR, DEFAULT_TUN_NAME,
     DEFAULT_UDP_PORT, DEFAULT_UDP_RECV_BUFFER, DEFAULT_UDP_SEND_BUFFER, Env, Identity,
-    IdentitySource, LogFormat, Mistake, Notice, Settings, TokenSource, identity,
+    IdentitySource, LogFormat, Mistake, Notice, Settings, TokenSource, cli as command_line,
+    identity,
     mistake::shown,
     token::{self, NAME as TOKEN},
     values::{self, Wrong, wrong},
@@ -456,12 +457,19 @@ impl<'a> Loader<'a> {
         let (source, flag, inline) = if let Some(text) = argument {
             // Otherwise a misspelt `healthcheck` in a compose file would start a second gateway.
             if text.len() <= 24 && text.bytes().all(|b| b.is_ascii_lowercase() || b == b'-') {
+                let meant = match command_line::meant(text) {
+                    Some(name) => format!("; was {name} meant?"),
+                    None => String::new(),
+                };
                 self.mistake(
                     TOKEN,
                     Some("command line"),
-                    "the argument is neither a sub-command nor a token",
-                    "See --help for the sub-commands; give the token in FIREZONE_TOKEN_FILE or \
-                     FIREZONE_TOKEN.",
+                    format!("the argument is neither a sub-command nor a token{meant}"),
+                    format!(
+                        "The sub-commands are {}; see --help. Give the token in \
+                         FIREZONE_TOKEN_FILE or FIREZONE_TOKEN.",
+                        command_line::command_names().join(", ")
+                    ),
                 );
                 return None;
             }

@@ -432,18 +432,31 @@ fn token_that_cannot_be_had_is_a_mistake_that_names_its_source() {
 
 #[test]
 fn misspelt_sub_command_is_not_taken_for_a_token() {
-    let mistakes = Config::load(
-        &cli(&["healthchek"]),
-        &env(&[("FIREZONE_ID", "a")]),
-        &host(),
-    )
-    .unwrap_err();
+    let mistake = |argument: &str| {
+        let mistakes =
+            Config::load(&cli(&[argument]), &env(&[("FIREZONE_ID", "a")]), &host()).unwrap_err();
+        mistakes[0].to_string()
+    };
+    for (typed, meant) in [
+        ("health", "was healthcheck meant?"),
+        ("healthchek", "was healthcheck meant?"),
+        ("stat", "was status meant?"),
+    ] {
+        let told = mistake(typed);
+        assert!(
+            told.contains("neither a sub-command nor a token") && told.contains(meant),
+            "{told}"
+        );
+    }
+    // It may be a token after all.
+    let told = mistake("correct-horse-battery");
     assert!(
-        mistakes[0]
-            .problem
-            .contains("neither a sub-command nor a token"),
-        "{mistakes:?}"
+        !told.contains("meant?") && !told.contains("horse"),
+        "{told}"
     );
+    for name in ["run", "healthcheck", "status", "check-config"] {
+        assert!(told.contains(name), "{told}");
+    }
 }
 
 #[test]
