@@ -103,6 +103,18 @@ impl Server {
         }
     }
 
+    /// Serves another state for as long as this one, and says where.
+    fn also(&self, state: AdminState) -> SocketAddr {
+        let listener = self
+            .runtime
+            .block_on(bind("127.0.0.1:0".parse().unwrap()))
+            .unwrap();
+        let address = listener.local_addr().unwrap();
+        let endless = std::future::pending();
+        self.runtime.spawn(serve(listener, state, endless));
+        address
+    }
+
     fn change(&self, change: impl FnOnce(&mut Status)) {
         self.status.send_modify(|status| {
             let mut next = Status::clone(status);
@@ -171,13 +183,7 @@ fn with_a_token_only_the_probes_are_open_to_everybody() {
         .state
         .clone()
         .guarded(Some(AdminToken::in_file(&file)));
-    let listener = server
-        .runtime
-        .block_on(bind("127.0.0.1:0".parse().unwrap()))
-        .unwrap();
-    let address = listener.local_addr().unwrap();
-    let endless = std::future::pending();
-    server.runtime.spawn(serve(listener, guarded, endless));
+    let address = server.also(guarded);
     for path in ["/livez", "/healthz", "/startupz", "/readyz?verbose"] {
         assert_eq!(ask(address, path).unwrap().code, 200, "{path}");
     }
@@ -226,14 +232,7 @@ fn metrics_are_told_in_the_format_of_prometheus_if_there_are_any() {
     let read = state.clone();
     let resource = opentelemetry_sdk::Resource::builder_empty().build();
     let metrics = Metrics::new(resource, None, move || read.reading()).unwrap();
-    let state = state.measured(Arc::new(metrics));
-    let listener = server
-        .runtime
-        .block_on(bind("127.0.0.1:0".parse().unwrap()))
-        .unwrap();
-    let address = listener.local_addr().unwrap();
-    let endless = std::future::pending();
-    server.runtime.spawn(serve(listener, state, endless));
+    let address = server.also(state.measured(Arc::new(metrics)));
     let answer = ask(address, "/metrics").unwrap();
     assert_eq!(answer.code, 200);
     let joined = "gateway_portal_state{state=\"joined\"} 1\n";

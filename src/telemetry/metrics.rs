@@ -75,6 +75,22 @@ fn by<const N: usize>(attribute: &'static str, values: [(&'static str, f64); N])
         .collect()
 }
 
+/// As [`by`], for numbers of things.
+fn counts<const N: usize>(attribute: &'static str, values: [(&'static str, u64); N]) -> Vec<Value> {
+    by(attribute, values.map(|(name, count)| (name, count as f64)))
+}
+
+/// How many items there are under each of several attribute values; `of` says under which one is.
+fn count_by<T, const N: usize>(
+    attribute: &'static str,
+    names: [&'static str; N],
+    items: &[T],
+    of: impl Fn(&T) -> &str,
+) -> Vec<Value> {
+    let count = |name| items.iter().filter(|item| of(item) == name).count();
+    counts(attribute, names.map(|name| (name, count(name) as u64)))
+}
+
 /// One for the present state and zero for the others, so that a query can tell absent from false.
 fn state_set<const N: usize>(states: [&'static str; N], present: &str) -> Vec<Value> {
     let value = |state| if state == present { 1.0 } else { 0.0 };
@@ -184,7 +200,7 @@ pub const ALL: &[Definition] = &[
         description: "Relays by state",
         kind: Kind::Gauge,
         read: |r| {
-            const STATES: [&str; 6] = [
+            let states = [
                 "probing",
                 "allocating",
                 "allocated",
@@ -192,11 +208,7 @@ pub const ALL: &[Definition] = &[
                 "withdrawn",
                 "released",
             ];
-            let count = |state| {
-                let relays = r.status.relays.iter();
-                relays.filter(|relay| relay.state == state).count() as f64
-            };
-            by("state", STATES.map(|state| (state, count(state))))
+            count_by("state", states, &r.status.relays, |relay| &relay.state)
         },
     },
     Definition {
@@ -216,19 +228,14 @@ pub const ALL: &[Definition] = &[
         description: "Clients by path: direct, by whose relay, or none",
         kind: Kind::Gauge,
         read: |r| {
-            const PATHS: [&str; 5] = [
+            let paths = [
                 "direct",
                 "relay_local",
                 "relay_remote",
                 "relay_both",
                 "none",
             ];
-            let count = |path| {
-                let clients = r.status.clients.iter();
-                let of_path = |c: &&_| client_path(c) == path;
-                clients.filter(of_path).count() as f64
-            };
-            by(names::CLIENT_PATH, PATHS.map(|path| (path, count(path))))
+            count_by(names::CLIENT_PATH, paths, &r.status.clients, client_path)
         },
     },
     Definition {
@@ -239,10 +246,7 @@ pub const ALL: &[Definition] = &[
         read: |r| {
             let t = &r.status.traffic;
             let directions = [("receive", t.rx_bytes), ("transmit", t.tx_bytes)];
-            by(
-                names::NETWORK_IO_DIRECTION,
-                directions.map(|(name, bytes)| (name, bytes as f64)),
-            )
+            counts(names::NETWORK_IO_DIRECTION, directions)
         },
     },
     Definition {
@@ -253,10 +257,7 @@ pub const ALL: &[Definition] = &[
         read: |r| {
             let t = &r.status.traffic;
             let directions = [("receive", t.rx_packets), ("transmit", t.tx_packets)];
-            by(
-                names::NETWORK_IO_DIRECTION,
-                directions.map(|(name, packets)| (name, packets as f64)),
-            )
+            counts(names::NETWORK_IO_DIRECTION, directions)
         },
     },
     Definition {
@@ -281,13 +282,13 @@ pub const ALL: &[Definition] = &[
         kind: Kind::Counter,
         read: |r| {
             let h = &r.status.handshakes;
-            by(
+            counts(
                 "outcome",
                 [
-                    ("admitted", h.admitted as f64),
-                    ("bad_mac", h.bad_mac as f64),
-                    ("cookie", h.cookies as f64),
-                    ("limited", h.limited as f64),
+                    ("admitted", h.admitted),
+                    ("bad_mac", h.bad_mac),
+                    ("cookie", h.cookies),
+                    ("limited", h.limited),
                 ],
             )
         },
@@ -306,13 +307,13 @@ pub const ALL: &[Definition] = &[
         kind: Kind::Counter,
         read: |r| {
             let d = &r.status.dns;
-            by(
+            counts(
                 "outcome",
                 [
-                    ("answered", d.answered as f64),
-                    ("failed", d.failed as f64),
-                    ("limited", d.limited as f64),
-                    ("ignored", d.ignored as f64),
+                    ("answered", d.answered),
+                    ("failed", d.failed),
+                    ("limited", d.limited),
+                    ("ignored", d.ignored),
                 ],
             )
         },
@@ -324,12 +325,12 @@ pub const ALL: &[Definition] = &[
         kind: Kind::Counter,
         read: |r| {
             let f = &r.status.flow_logs;
-            by(
+            counts(
                 "outcome",
                 [
-                    ("written", f.written as f64),
-                    ("uploaded", f.uploaded as f64),
-                    ("dropped", f.dropped as f64),
+                    ("written", f.written),
+                    ("uploaded", f.uploaded),
+                    ("dropped", f.dropped),
                 ],
             )
         },
@@ -354,12 +355,8 @@ pub const ALL: &[Definition] = &[
         description: "What the preflight found on the host, by level",
         kind: Kind::Gauge,
         read: |r| {
-            let count = |level| {
-                let findings = r.status.host.iter();
-                findings.filter(|f| f.level == level).count() as f64
-            };
             let levels = ["ok", "warning", "error"];
-            by("level", levels.map(|level| (level, count(level))))
+            count_by("level", levels, &r.status.host, |finding| &finding.level)
         },
     },
     Definition {
