@@ -248,15 +248,16 @@ fn metrics_are_told_in_the_format_of_prometheus_if_there_are_any() {
 
 #[test]
 fn states_of_the_portal_are_written_the_same_everywhere() {
-    for (state, name) in [
-        (PortalState::Idle, "idle"),
-        (PortalState::Joined, "joined"),
-        (PortalState::GaveUp, "gave_up"),
-        (PortalState::Closed, "closed"),
-    ] {
+    for name in PortalState::NAMES {
+        let state: PortalState = serde_json::from_value(name.into()).unwrap();
         assert_eq!(state.as_str(), name);
         assert_eq!(serde_json::to_value(state).unwrap(), name);
     }
+    // What is no state is answered with a list of all there are.
+    let unknown = serde_json::from_value::<PortalState>("?".into()).unwrap_err();
+    let unknown = unknown.to_string();
+    let known: Vec<&str> = unknown.split('`').skip(3).step_by(2).collect();
+    assert_eq!(known, PortalState::NAMES, "{unknown}");
 }
 
 #[test]

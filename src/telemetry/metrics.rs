@@ -446,7 +446,7 @@ impl Metrics {
         }
         let provider = provider.build();
         let meter = provider.meter(METER);
-        let read = remembering(read);
+        let read = remembering(read, Instant::now);
         for definition in ALL {
             register(&meter, definition, read.clone());
         }
@@ -470,17 +470,18 @@ impl Metrics {
 /// What was read, and when.
 type Read = (Instant, Arc<Reading>);
 
+/// Longer than a collection takes, shorter than between two.
+const LASTS: Duration = Duration::from_millis(100);
+
 /// Each instrument asks for itself; within one collection all shall be told the same.
 fn remembering(
     read: impl Fn() -> Reading + Send + Sync + 'static,
+    clock: impl Fn() -> Instant + Clone + Send + Sync + 'static,
 ) -> impl Fn() -> Arc<Reading> + Clone + Send + Sync + 'static {
-    /// Longer than a collection takes, shorter than between two.
-    const LASTS: Duration = Duration::from_millis(100);
-
     let last: Arc<Mutex<Option<Read>>> = Arc::default();
     let read = Arc::new(read);
     move || {
-        let now = Instant::now();
+        let now = clock();
         let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
         match &*last {
             Some((at, reading)) if now.duration_since(*at) < LASTS => Arc::clone(reading),
