@@ -330,7 +330,7 @@ pub struct Settings {
     pub udp_recv_buffer_size: Option<String>,
 
     /// End with status 78 when the host lacks something (a capability, /dev/net/tun, forwarding).
-    /// Otherwise the gateway stays up, not ready, and says which line of the compose file is
+    /// Otherwise the gateway stays up, not started, and says which line of the compose file is
     /// missing.
     ///
     /// [env: FIREZONE_STRICT] [default: false]
