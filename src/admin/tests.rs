@@ -171,6 +171,9 @@ fn browsers_get_a_page_that_needs_nothing_from_elsewhere() {
         }
     }
     assert!(!page.contains("://"));
+    // The page takes the time from it.
+    let status = get("/status", "application/json");
+    assert!(status.contains("\r\ndate: "), "{status}");
 }
 
 #[test]
