@@ -215,7 +215,7 @@ fn streams_survive_the_death_of_the_relay_in_use() -> Result<()> {
     start(&mut lab, 2)?;
     lab.fetch(&page(RESOURCE_V4))
         .with_context(|| lab.net.logs())?;
-    stream_through(&mut lab, STREAMS, 8.0, |lab| {
+    stream_through(&mut lab, STREAMS, 3.0, |lab| {
         println!("{} dies", kill_relay_in_use(lab)?);
         Ok(())
     })

@@ -51,6 +51,26 @@ const MAX_REPEATS: usize = 200;
 /// Optimistic candidates per call (data-path spec §2.3).
 const MAX_OPTIMISTIC: usize = 2;
 
+/// How often pairs are checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pace {
+    Active,
+    Relayed,
+    Suspect,
+    Idle,
+}
+
+impl Pace {
+    fn profile(self) -> &'static Profile {
+        match self {
+            Self::Active => &ACTIVE,
+            Self::Relayed => &RELAYED,
+            Self::Suspect => &SUSPECT,
+            Self::Idle => &IDLE,
+        }
+    }
+}
+
 /// When checks are repeated and a pair is given up.
 struct Profile {
     initial: Duration,
@@ -64,6 +84,14 @@ const ACTIVE: Profile = Profile {
     initial: Duration::from_millis(250),
     max: Duration::from_secs(1),
     retransmits: 18,
+};
+
+/// While traffic flows through a relay. There is another relay to turn to, and what is found out
+/// early costs a TCP connection half as long a stall.
+const RELAYED: Profile = Profile {
+    initial: Duration::from_millis(250),
+    max: Duration::from_millis(500),
+    retransmits: 34,
 };
 
 /// While the path in use owes an answer: many checks at once, so that a lossy path is told from a
@@ -116,6 +144,9 @@ pub(super) struct Connection {
     told_doubt: Option<Instant>,
     search: Search,
     suspect: bool,
+    pace: Pace,
+    /// Since when the path is relayed, and pairs are checked more often than once a second.
+    quick_since: Option<Instant>,
     doubted: Option<RelayId>,
     path: Option<Path>,
     path_since: Option<Instant>,
@@ -159,6 +190,8 @@ impl Connection {
             told_doubt: None,
             search: Search::default(),
             suspect: false,
+            pace: Pace::Active,
+            quick_since: None,
             doubted: None,
             path: None,
             path_since: None,
@@ -171,11 +204,29 @@ impl Connection {
             last_activity: now,
             idle: false,
         };
-        connection.apply(&ACTIVE);
+        connection.apply(Pace::Active);
         connection
     }
 
-    fn apply(&mut self, profile: &Profile) {
+    /// Sets the pace of checks to what the state asks for.
+    fn set_pace(&mut self) {
+        let pace = if self.idle {
+            Pace::Idle
+        } else if self.suspect {
+            Pace::Suspect
+        } else if self.quick_since.is_some() {
+            Pace::Relayed
+        } else {
+            Pace::Active
+        };
+        if pace != self.pace {
+            self.apply(pace);
+        }
+    }
+
+    fn apply(&mut self, pace: Pace) {
+        self.pace = pace;
+        let profile = pace.profile();
         self.agent.set_initial_stun_rto(profile.initial);
         self.agent.set_max_stun_rto(profile.max);
         self.agent.set_max_stun_retransmits(profile.retransmits);
@@ -219,7 +270,9 @@ impl Connection {
         self.last_activity = now;
         if self.idle {
             self.idle = false;
-            self.apply(&ACTIVE);
+            let is_relayed = self.in_use.is_some_and(|ends| self.is_relayed(ends));
+            self.quick_since = is_relayed.then_some(now);
+            self.set_pace();
             self.pairs.watch_from(now);
         }
     }
@@ -533,7 +586,8 @@ impl Connection {
         {
             self.idle = true;
             self.suspect = false;
-            self.apply(&IDLE);
+            self.quick_since = None;
+            self.set_pace();
         }
         self.search_again(now);
         self.agent.handle_timeout(now);

@@ -117,13 +117,6 @@ impl Pairs {
         self.pairs.iter().any(|p| p.ends == ends && p.nominated)
     }
 
-    /// Whether the pair was answered within the limit.
-    pub(super) fn is_alive(&self, now: Instant, ends: Ends, limit: Duration) -> bool {
-        self.pairs
-            .iter()
-            .any(|p| p.ends == ends && p.is_alive(now, limit))
-    }
-
     /// When the pair stops counting as alive, unless it is answered again.
     pub(super) fn alive_until(&self, ends: Ends, limit: Duration) -> Option<Instant> {
         let answered = self.answered_at(ends)?;
