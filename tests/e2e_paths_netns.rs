@@ -190,6 +190,27 @@ fn a_relay_is_used_over_ipv6_alone() -> Result<()> {
     Ok(())
 }
 
+// Interfaces
+
+#[test]
+#[ignore = "needs root, coturn and network namespaces"]
+fn a_second_interface_is_offered_to_clients_that_only_it_leads_to() -> Result<()> {
+    let mut lab = new_lab("second-interface")?;
+    lab.block_direct()?;
+    // A network inside the company that does not lead to the internet.
+    lab.net.link(
+        ("client", "inner", &["192.168.77.2/24"]),
+        ("gateway", "inner", &["192.168.77.1/24"]),
+    )?;
+    lab.net
+        .sh("gateway", "ip route add 192.168.10.0/24 via 192.168.77.2")?;
+    start(&mut lab, 1)?;
+    expect_page_over(&mut lab, "direct")?;
+    let local = lab.status()?["clients"][0]["local"].to_string();
+    ensure!(local.contains("192.168.77.1"), "{local}");
+    Ok(())
+}
+
 // Relays
 
 #[test]

@@ -28,6 +28,9 @@ use crate::timers::Deadlines;
 /// retransmission interval, so that slow answers still count.
 const CHECK_MEMORY: Duration = Duration::from_secs(30);
 
+/// Host candidates: a host that is given new addresses again and again offers the first ones.
+const MAX_HOSTS: usize = 16;
+
 /// For so long an answered check says who is at the other end; idle clients are checked each 25 s.
 const VOUCHED: Duration = Duration::from_secs(60);
 
@@ -195,7 +198,7 @@ impl Connectivity {
 
     /// Adds a local address as host candidate for every connection, present and future.
     pub fn add_host(&mut self, now: Instant, address: SocketAddr) {
-        if self.hosts.contains(&address) {
+        if self.hosts.contains(&address) || self.hosts.len() == MAX_HOSTS {
             return;
         }
         self.hosts.push(address);

@@ -23,7 +23,7 @@ use crate::dns;
 use crate::file_version::FileVersion;
 use crate::flow_logs::{self, FlowLogs, UploadConfig};
 use crate::host::network::Network;
-use crate::net;
+use crate::net::{self, Sockets};
 use crate::portal::channel::{Event, GaveUpReason, NotJoined};
 use crate::portal::dial::tls_config;
 use crate::portal::driver::{Driver, PortalConfig};
@@ -237,6 +237,16 @@ struct SlowPath {
     checking: bool,
 }
 
+/// Offers what addresses the host has to clients, also those that came since. Those that go are left to
+/// the checks, which fail there.
+fn offer_addresses(core: &mut Core, sockets: &Sockets, now: Instant) {
+    for address in net::local_addresses() {
+        if let Some(socket) = sockets.for_destination(SocketAddr::new(address, 0)) {
+            core.add_host(now, SocketAddr::new(address, socket.local_addr().port()));
+        }
+    }
+}
+
 /// What became of the device's addresses.
 struct Configuration {
     wanted: Interface,
@@ -265,11 +275,7 @@ impl SlowPath {
             rand::random(),
         );
         core.open_ports(&config.gateway_ports);
-        for address in net::default_source_addresses() {
-            if let Some(socket) = host.sockets.for_destination(SocketAddr::new(address, 0)) {
-                core.add_host(now, SocketAddr::new(address, socket.local_addr().port()));
-            }
-        }
+        offer_addresses(&mut core, &host.sockets, now);
         let worker = Worker {
             sockets: Arc::clone(&host.sockets),
             tun: Arc::clone(&host.tun),
@@ -535,6 +541,7 @@ impl SlowPath {
             }
         }
         if !self.checking && now.duration_since(self.checked) >= HOST_CHECK {
+            offer_addresses(&mut self.core, &self.host.sockets, now);
             (self.checking, self.checked) = (true, now);
             let (check, done) = (self.host.checker(&self.config), self.checks.0.clone());
             // Nobody waits for the result any more when the gateway is shutting down.

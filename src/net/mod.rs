@@ -3,6 +3,8 @@
 //! One socket per family, bound to the wildcard address and shared by all clients and relays. The
 //! slow path sends on the same sockets as the workers; only workers receive.
 
+mod addresses;
+
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket as StdUdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -12,6 +14,7 @@ use quinn_udp::{BATCH_SIZE, EcnCodepoint, RecvMeta, Transmit, UdpSocketState};
 use rustix::event::{PollFd, PollFlags};
 use socket2::{Domain, Protocol, Socket, Type};
 
+pub use self::addresses::local_addresses;
 use crate::host::constants;
 
 /// Routing mark of every socket of this process, so that its packets never take the tunnel's
@@ -380,40 +383,6 @@ impl Sockets {
     pub fn iter(&self) -> impl Iterator<Item = &UdpSocket> {
         self.v4.iter().chain(self.v6.iter())
     }
-}
-
-/// The local addresses that a datagram to the public internet would leave from, one per family.
-///
-/// They make host candidates before any relay has answered. Nothing is sent: connecting a UDP
-/// socket only asks the routing table. The targets are documentation addresses (RFC 5737 and
-/// RFC 3849), which stand for any address that is not near.
-pub fn default_source_addresses() -> Vec<IpAddr> {
-    const TARGETS: [(IpAddr, IpAddr); 2] = [
-        (
-            IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-            IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
-        ),
-        (
-            IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-            IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
-        ),
-    ];
-    TARGETS
-        .into_iter()
-        .filter_map(|(wildcard, target)| {
-            let domain = if wildcard.is_ipv4() {
-                Domain::IPV4
-            } else {
-                Domain::IPV6
-            };
-            let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP)).ok()?;
-            mark(&socket).ok()?;
-            socket.bind(&SocketAddr::new(wildcard, 0).into()).ok()?;
-            socket.connect(&SocketAddr::new(target, 9).into()).ok()?;
-            let local = socket.local_addr().ok()?.as_socket()?.ip();
-            (!local.is_loopback() && !local.is_unspecified()).then_some(local)
-        })
-        .collect()
 }
 
 #[cfg(test)]
