@@ -3,6 +3,9 @@
 use std::net::IpAddr;
 
 /// Sum in progress. Pieces may be added in any order; only the last piece may have an odd length.
+///
+/// The words are added as they lie in memory. The sum of swapped words is the swapped sum (RFC 1071 §2),
+/// so it is turned once, at the end.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Sum(u64);
 
@@ -16,28 +19,39 @@ impl Sum {
     #[inline]
     #[must_use]
     pub fn bytes(mut self, data: &[u8]) -> Sum {
-        // A 32-bit word counts the same as its two halves, because 2^16 is 1 modulo 2^16 - 1.
-        // 2^32 of them fit into the accumulator.
-        let (chunks, rest) = data.as_chunks::<4>();
-        for chunk in chunks {
-            self.0 += u64::from(u32::from_be_bytes(*chunk));
+        // A 64-bit word counts the same as its four quarters, because 2^16 is 1 modulo 2^16 - 1, and the
+        // carry as much as a 1. Two sums, so that one carry does not wait for the other.
+        let (blocks, rest) = data.as_chunks::<32>();
+        let mut other = Sum::new();
+        for block in blocks {
+            let (words, _) = block.as_chunks::<8>();
+            self = self.add(u64::from_ne_bytes(words[0]));
+            other = other.add(u64::from_ne_bytes(words[1]));
+            self = self.add(u64::from_ne_bytes(words[2]));
+            other = other.add(u64::from_ne_bytes(words[3]));
         }
+        self = self.add(other.0);
         let (pairs, odd) = rest.as_chunks::<2>();
         for pair in pairs {
-            self.0 += u64::from(u16::from_be_bytes(*pair));
+            self = self.add(u64::from(u16::from_ne_bytes(*pair)));
         }
         if let [last] = odd {
-            self.0 += u64::from(*last) << 8;
+            self = self.add(u64::from(u16::from_ne_bytes([*last, 0])));
         }
         self
+    }
+
+    #[inline]
+    fn add(self, word: u64) -> Sum {
+        let (sum, carry) = self.0.overflowing_add(word);
+        Sum(sum + u64::from(carry))
     }
 
     /// Adds one word.
     #[inline]
     #[must_use]
-    pub fn word(mut self, word: u16) -> Sum {
-        self.0 += u64::from(word);
-        self
+    pub fn word(self, word: u16) -> Sum {
+        self.add(u64::from(word.to_be()))
     }
 
     /// Adds an address.
@@ -69,7 +83,7 @@ impl Sum {
         while sum > 0xFFFF {
             sum = (sum & 0xFFFF) + (sum >> 16);
         }
-        sum as u16
+        u16::from_be(sum as u16)
     }
 
     /// The checksum. A UDP sender writes 0xFFFF in place of 0 (RFC 768).

@@ -97,6 +97,12 @@ impl TcpFlags {
     const RST: u8 = 1 << 2;
     const ACK: u8 = 1 << 4;
 
+    /// Those in a TCP header's 14th byte.
+    #[inline]
+    pub(super) fn of(byte: u8) -> Self {
+        Self(byte)
+    }
+
     /// Whether the sender asks for a new connection: SYN without ACK.
     #[inline]
     pub fn is_opening(self) -> bool {

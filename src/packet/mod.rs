@@ -14,6 +14,7 @@ pub mod icmp;
 mod meta;
 #[cfg(test)]
 pub(crate) mod samples;
+pub mod split;
 pub mod translate;
 
 pub use flow::{FlowHash, FlowKey};
