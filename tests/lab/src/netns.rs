@@ -245,6 +245,14 @@ impl Net {
         Ok(())
     }
 
+    /// The id of a process that [`Self::start`] began.
+    ///
+    /// # Errors
+    /// When there is none of that name.
+    pub fn pid(&mut self, name: &str) -> Result<u32> {
+        Ok(self.process(name)?.id())
+    }
+
     /// Whether a process still runs.
     pub fn runs(&mut self, name: &str) -> bool {
         self.process(name)

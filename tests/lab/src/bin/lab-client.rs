@@ -7,7 +7,8 @@ use clap::Parser as _;
 use firezone_lab::client::channel::{self, Login};
 use firezone_lab::client::config::Args;
 use firezone_lab::client::core::{Core, CoreConfig};
-use firezone_lab::client::io::{Command, CoreHandle, Shell, Udp, create_tun};
+use firezone_lab::client::io::{Command, CoreHandle, Shell, Udp};
+use firezone_lab::client::tun::Tun;
 use firezone_lab::client::{control, netconf};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::unbounded_channel;
@@ -38,7 +39,7 @@ async fn main() -> anyhow::Result<()> {
     let v4 = bind(false, !args.no_v4);
     let v6 = bind(true, !args.no_v6);
     anyhow::ensure!(v4.is_some() || v6.is_some(), "no UDP socket at all");
-    let tun = create_tun(&args.tun_name)?;
+    let tun = Tun::create(&args.tun_name)?;
 
     let core = Core::new(
         Instant::now(),

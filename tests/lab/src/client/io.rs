@@ -1,9 +1,9 @@
 //! The thread that moves datagrams and packets: poll, read in batches, let the core work, send in
 //! batches.
 
-use std::io::{ErrorKind, IoSliceMut, Read as _, Write as _};
+use std::io::{ErrorKind, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
@@ -21,13 +21,14 @@ use super::messages::{Egress, Ingress};
 use super::netconf::FWMARK;
 use super::status::Status;
 use super::transmit::Batch;
+use super::tun::Tun;
 
 /// Inner MTU (data-path spec §1.2).
 pub const MTU: u16 = 1280;
 /// Largest datagram between peers (data-path spec §1.2).
 const MAX_DATAGRAM: usize = 1316;
 /// Reads of one device before the other gets its turn.
-const TUN_BATCH: usize = 64;
+const TUN_BATCH: usize = 8;
 const SEND_BUFFER: usize = 2 << 20;
 const RECV_BUFFER: usize = 16 << 20;
 /// How long a full socket or device buffer may hold up everything else.
@@ -224,18 +225,6 @@ impl RecvBuffers {
     }
 }
 
-/// Creates the TUN device: up, MTU 1280, no addresses yet.
-///
-/// # Errors
-/// Without `/dev/net/tun` or CAP_NET_ADMIN.
-pub fn create_tun(name: &str) -> anyhow::Result<tun::Device> {
-    let mut config = tun::Configuration::default();
-    config.tun_name(name).mtu(MTU).up();
-    let device = tun::create(&config).context("cannot create the TUN device")?;
-    device.set_nonblock()?;
-    Ok(device)
-}
-
 /// Everything the thread owns.
 pub struct Shell {
     /// Protocol.
@@ -245,7 +234,7 @@ pub struct Shell {
     /// IPv6 socket.
     pub v6: Option<Udp>,
     /// Device.
-    pub tun: tun::Device,
+    pub tun: Tun,
     /// From other threads.
     pub commands: Receiver<Command>,
     /// Wakes the thread up.
@@ -264,7 +253,6 @@ impl Shell {
     pub fn run(mut self) -> anyhow::Result<()> {
         let segments = |udp: &Option<Udp>| udp.as_ref().map_or(1, |u| u.state.gro_segments());
         let mut buffers = RecvBuffers::new(segments(&self.v4).max(segments(&self.v6)));
-        let mut packet = [0u8; 2048];
         loop {
             let now = Instant::now();
             if self.core.poll_timeout() <= now {
@@ -285,8 +273,9 @@ impl Shell {
             if ready.tun {
                 let now = Instant::now();
                 for _ in 0..TUN_BATCH {
-                    match self.tun.read(&mut packet) {
-                        Ok(len) => self.core.handle_tun_packet(now, &packet[..len]),
+                    let core = &mut self.core;
+                    match self.tun.read(|packet| core.handle_tun_packet(now, packet)) {
+                        Ok(()) => {}
                         Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                         Err(error) => {
                             tracing::debug!(%error, "TUN read");
@@ -304,9 +293,7 @@ impl Shell {
             .poll_timeout()
             .saturating_duration_since(Instant::now());
         let timeout = Timespec::try_from(timeout).context("timeout out of range")?;
-        // SAFETY: the device is owned by `self`, which outlives this function's borrow of its
-        // descriptor, and nothing closes it in between.
-        let tun = unsafe { BorrowedFd::borrow_raw(self.tun.as_raw_fd()) };
+        let tun = self.tun.as_fd();
         let wake = self.handle.wake.as_fd();
         let mut fds = vec![
             PollFd::from_borrowed_fd(wake, PollFlags::IN),
@@ -395,10 +382,8 @@ impl Shell {
         if packets.is_empty() {
             return;
         }
-        for packet in packets.iter() {
-            if let Err(error) = self.tun.write(packet) {
-                tracing::trace!(%error, "TUN write");
-            }
+        if let Err(error) = self.tun.write(packets) {
+            tracing::trace!(%error, "TUN write");
         }
         packets.clear();
     }

@@ -21,3 +21,4 @@ pub mod packet;
 pub mod relay;
 pub mod status;
 pub mod transmit;
+pub mod tun;
