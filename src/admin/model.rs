@@ -465,6 +465,18 @@ pub struct DeviceStatus {
     pub offloads: Vec<String>,
     /// Workers.
     pub workers: usize,
+    /// What the kernel has dropped before the gateway saw it.
+    #[serde(default)]
+    pub kernel_drops: KernelDrops,
+}
+
+/// What the kernel has dropped because the gateway was not quick enough, since it started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelDrops {
+    /// Datagrams: a socket's receive buffer was full.
+    pub udp: u64,
+    /// Packets to clients: the device's queue was full.
+    pub device: u64,
 }
 
 /// One finding of the preflight.

@@ -3,7 +3,8 @@
 use std::fmt::Write as _;
 
 use super::model::{
-    ClientStatus, DeviceStatus, HostFinding, PortalState, PortalStatus, RelayStatus, Status,
+    ClientStatus, DeviceStatus, HostFinding, KernelDrops, PortalState, PortalStatus, RelayStatus,
+    Status,
 };
 
 /// What notes are broken at, so that with their indent they stay within 100 columns.
@@ -407,6 +408,15 @@ impl Page {
             self.line(format!("  {what} {}", printable(&list(items))));
         }
         self.line(format!("  workers {}", device.workers));
+        let drops = device.kernel_drops;
+        if drops != KernelDrops::default() {
+            let text = format!(
+                "dropped by the kernel: {} datagrams, {} packets to clients",
+                drops.udp, drops.device
+            );
+            let text = self.paint(Paint::Odd, &text);
+            self.line(format!("  {text}"));
+        }
     }
 
     fn host(&mut self, findings: &[HostFinding]) {
@@ -602,6 +612,7 @@ mod tests {
                 addresses: strings(&["100.64.0.1", "fd00:2021:1111::1"]),
                 sockets: strings(&["0.0.0.0:52625"]),
                 workers: 2,
+                kernel_drops: KernelDrops::default(),
                 ..DeviceStatus::default()
             },
             host: vec![HostFinding {
@@ -647,6 +658,11 @@ Device
 ";
         let rendered = render(&healthy(), NOW, false);
         assert_eq!(rendered, expected, "\n{rendered}");
+        let mut status = healthy();
+        status.device.kernel_drops = KernelDrops { udp: 3, device: 4 };
+        let rendered = render(&status, NOW, false);
+        let line = "dropped by the kernel: 3 datagrams, 4 packets to clients";
+        assert!(rendered.contains(line), "{rendered}");
         let column = |line: &str, word: &str| line.find(word);
         let lines: Vec<&str> = rendered.lines().collect();
         let heading = lines.iter().position(|l| l.contains("CLIENT")).unwrap_or(0);

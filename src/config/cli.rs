@@ -310,6 +310,19 @@ pub struct Settings {
     #[arg(long, value_name = "PORTS", help_heading = DEVICE)]
     pub gateway_ports: Option<String>,
 
+    /// Threads that move packets, up to 32. More than there are cores costs more than it brings.
+    ///
+    /// [env: FIREZONE_WORKERS] [default: auto, one per core, at most 8]
+    #[arg(long, value_name = "NUMBER", help_heading = DEVICE)]
+    pub workers: Option<String>,
+
+    /// What to leave to the kernel where it can: `all`, `none`, or some of `tun-tso, tun-uso, udp-gso,
+    /// udp-gro`. Only to be changed where a driver is broken.
+    ///
+    /// [env: FIREZONE_OFFLOADS] [default: all]
+    #[arg(long, value_name = "NAMES", help_heading = DEVICE)]
+    pub offloads: Option<String>,
+
     /// Do not try to raise net.core.rmem_max and net.core.wmem_max.
     ///
     /// [env: FIREZONE_NO_INC_BUF] [default: false]
@@ -384,6 +397,8 @@ impl Settings {
             tun_name: self.tun_name.or(before.tun_name),
             udp_port: self.udp_port.or(before.udp_port),
             gateway_ports: self.gateway_ports.or(before.gateway_ports),
+            workers: self.workers.or(before.workers),
+            offloads: self.offloads.or(before.offloads),
             no_inc_buf: self.no_inc_buf.or(before.no_inc_buf),
             udp_send_buffer_size: self.udp_send_buffer_size.or(before.udp_send_buffer_size),
             udp_recv_buffer_size: self.udp_recv_buffer_size.or(before.udp_recv_buffer_size),

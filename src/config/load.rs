@@ -12,8 +12,8 @@ use uuid::Uuid;
 use super::{
     Config, DEFAULT_API_URL, DEFAULT_HEALTH_CHECK_ADDR, DEFAULT_STATE_DIR, DEFAULT_TUN_NAME,
     DEFAULT_UDP_PORT, DEFAULT_UDP_RECV_BUFFER, DEFAULT_UDP_SEND_BUFFER, Env, Identity,
-    IdentitySource, LogFormat, Mistake, Notice, Settings, TokenSource, cli as command_line,
-    identity,
+    IdentitySource, LogFormat, Mistake, Notice, Offloads, Settings, TokenSource,
+    cli as command_line, identity,
     mistake::shown,
     token::{self, NAME as TOKEN},
     values::{self, Wrong, wrong},
@@ -36,6 +36,8 @@ const KNOWN: &[&str] = &[
     "FIREZONE_STATE_DIR",
     "FIREZONE_TUN_NAME",
     "FIREZONE_UDP_PORT",
+    "FIREZONE_WORKERS",
+    "FIREZONE_OFFLOADS",
     "FIREZONE_GATEWAY_PORTS",
     "FIREZONE_ADMIN_TOKEN_FILE",
     "FIREZONE_NO_INC_BUF",
@@ -248,6 +250,20 @@ impl<'a> Loader<'a> {
                 ports => ports,
             },
         );
+        let workers = self.setting(
+            ("FIREZONE_WORKERS", "--workers"),
+            cli.workers.as_deref(),
+            "auto",
+            values::workers,
+            |workers| workers.map_or_else(|| "auto".to_owned(), |n| n.to_string()),
+        );
+        let offloads = self.setting(
+            ("FIREZONE_OFFLOADS", "--offloads"),
+            cli.offloads.as_deref(),
+            "all",
+            values::offloads,
+            Offloads::to_string,
+        );
         let no_inc_buf = self.boolean(
             ("FIREZONE_NO_INC_BUF", "--no-inc-buf"),
             cli.no_inc_buf.as_deref(),
@@ -294,6 +310,8 @@ impl<'a> Loader<'a> {
             tun_name: tun_name?,
             udp_port: udp_port?,
             gateway_ports: gateway_ports?,
+            workers: workers?,
+            offloads: offloads?,
             raise_buffer_limits: !no_inc_buf?,
             udp_send_buffer: udp_send_buffer?,
             udp_recv_buffer: udp_recv_buffer?,

@@ -79,6 +79,10 @@ pub struct Config {
     pub udp_port: u16,
     /// Ports of the gateway itself that are open to clients.
     pub gateway_ports: OpenPorts,
+    /// Threads that move packets; `None` for one per core.
+    pub workers: Option<usize>,
+    /// What to leave to the kernel where it can.
+    pub offloads: Offloads,
     /// Try to raise `net.core.rmem_max` and `wmem_max`.
     pub raise_buffer_limits: bool,
     /// Send buffer to ask for, in bytes.
@@ -95,6 +99,62 @@ pub struct Config {
     pub telemetry: telemetry::Options,
     /// Things to tell the operator once logging works.
     pub notices: Vec<Notice>,
+}
+
+/// What to leave to the kernel where it can.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Offloads {
+    /// TCP super-packets from and to the device.
+    pub tun_tso: bool,
+    /// UDP super-packets from and to the device.
+    pub tun_uso: bool,
+    /// Trains of datagrams sent at once (`UDP_SEGMENT`).
+    pub udp_gso: bool,
+    /// Trains of datagrams received at once (`UDP_GRO`).
+    pub udp_gro: bool,
+}
+
+impl Offloads {
+    /// Everything.
+    pub const ALL: Self = Self {
+        tun_tso: true,
+        tun_uso: true,
+        udp_gso: true,
+        udp_gro: true,
+    };
+    /// Nothing.
+    pub const NONE: Self = Self {
+        tun_tso: false,
+        tun_uso: false,
+        udp_gso: false,
+        udp_gro: false,
+    };
+
+    fn each(self) -> [(&'static str, bool); 4] {
+        [
+            ("tun-tso", self.tun_tso),
+            ("tun-uso", self.tun_uso),
+            ("udp-gso", self.udp_gso),
+            ("udp-gro", self.udp_gro),
+        ]
+    }
+
+    /// The names of those that are on.
+    pub fn names(self) -> impl Iterator<Item = &'static str> {
+        self.each()
+            .into_iter()
+            .filter_map(|(name, is_on)| is_on.then_some(name))
+    }
+}
+
+impl std::fmt::Display for Offloads {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match *self {
+            Self::ALL => f.write_str("all"),
+            Self::NONE => f.write_str("none"),
+            some => f.write_str(&some.names().collect::<Vec<_>>().join(",")),
+        }
+    }
 }
 
 impl Config {

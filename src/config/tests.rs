@@ -96,6 +96,8 @@ fn every_variable_arrives() {
         ("FIREZONE_TUN_NAME", "fz0"),
         ("FIREZONE_UDP_PORT", "4500"),
         ("FIREZONE_GATEWAY_PORTS", "tcp/22, udp/5000-5010"),
+        ("FIREZONE_WORKERS", "3"),
+        ("FIREZONE_OFFLOADS", "udp-gro, tun-tso"),
         ("FIREZONE_NO_INC_BUF", "1"),
         ("FIREZONE_UDP_SEND_BUFFER_SIZE", "131072"),
         ("FIREZONE_UDP_RECV_BUFFER_SIZE", "262144"),
@@ -120,6 +122,8 @@ fn every_variable_arrives() {
     assert_eq!(config.tun_name, "fz0");
     assert_eq!(config.udp_port, 4500);
     assert_eq!(config.gateway_ports.to_string(), "tcp/22, udp/5000-5010");
+    assert_eq!(config.workers, Some(3));
+    assert_eq!(config.offloads.to_string(), "tun-tso,udp-gro");
     assert!(!config.raise_buffer_limits);
     assert_eq!(config.udp_send_buffer, 131_072);
     assert_eq!(config.udp_recv_buffer, 262_144);
@@ -261,6 +265,19 @@ fn each_wrong_value_is_named_with_what_to_set() {
             "tcp://10.0.0.1:53",
             "Kubernetes service",
             "enableServiceLinks: false",
+        ),
+        (
+            "FIREZONE_WORKERS",
+            "0",
+            "not a number of workers",
+            "1 to 32",
+        ),
+        ("FIREZONE_WORKERS", "33", "not a number of workers", "auto"),
+        (
+            "FIREZONE_OFFLOADS",
+            "tun-tso,lro",
+            "\"lro\" is not an offload",
+            "udp-gso",
         ),
         (
             "FIREZONE_NO_INC_BUF",
@@ -741,6 +758,24 @@ fn check_config_shows_value_and_source_of_each_setting() {
     );
     assert_eq!(line("FIREZONE_NAME"), "FIREZONE_NAME edge-host (host name)");
     assert!(text.ends_with("The configuration is complete.\n"), "{text}");
+}
+
+#[test]
+fn offloads_are_all_none_or_some() {
+    for (text, shown) in [
+        ("all", "all"),
+        ("none", "none"),
+        ("tun-tso,tun-uso,udp-gso,udp-gro", "all"),
+        ("udp-gso", "udp-gso"),
+    ] {
+        let config = load(&[("FIREZONE_OFFLOADS", text)]);
+        assert_eq!(config.offloads.to_string(), shown);
+    }
+    let config = load(&[("FIREZONE_WORKERS", "auto")]);
+    assert_eq!(
+        (config.offloads, config.workers),
+        (crate::config::Offloads::ALL, None)
+    );
 }
 
 #[test]

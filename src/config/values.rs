@@ -8,7 +8,7 @@ use url::Url;
 use crate::access::{NotAPort, OpenPorts};
 use crate::admin::AdminToken;
 
-use super::{LogFormat, mistake::shown};
+use super::{LogFormat, Offloads, mistake::shown};
 
 /// What is wrong with a value, and what to set instead.
 pub(super) struct Wrong {
@@ -151,6 +151,47 @@ pub(super) fn udp_port(text: &str) -> Result<u16, Wrong> {
             "Set it to a number up to 65535, such as 52625, or to 0 for any free port.",
         ),
     }
+}
+
+/// A number of threads.
+pub(super) fn workers(text: &str) -> Result<Option<usize>, Wrong> {
+    /// More would each have too little to do, whatever the machine.
+    const MOST: usize = 32;
+
+    match text.parse() {
+        _ if text == "auto" => Ok(None),
+        Ok(workers @ 1..=MOST) => Ok(Some(workers)),
+        _ => wrong(
+            format!("{} is not a number of workers", shown(text)),
+            "Set it to a number from 1 to 32, or to auto for one per core.",
+        ),
+    }
+}
+
+/// Some of the kernel's offloads.
+pub(super) fn offloads(text: &str) -> Result<Offloads, Wrong> {
+    match text {
+        "all" => return Ok(Offloads::ALL),
+        "none" => return Ok(Offloads::NONE),
+        _ => {}
+    }
+    let mut offloads = Offloads::NONE;
+    for name in text.split(',').map(str::trim) {
+        match name {
+            "tun-tso" => offloads.tun_tso = true,
+            "tun-uso" => offloads.tun_uso = true,
+            "udp-gso" => offloads.udp_gso = true,
+            "udp-gro" => offloads.udp_gro = true,
+            _ => {
+                return wrong(
+                    format!("{} is not an offload", shown(name)),
+                    "Set it to all, none, or some of tun-tso, tun-uso, udp-gso and udp-gro, with \
+                     commas in between.",
+                );
+            }
+        }
+    }
+    Ok(offloads)
 }
 
 /// A file with the token of the admin server; empty for none.

@@ -7,6 +7,9 @@ use std::sync::Arc;
 use super::peers::Path;
 use crate::net::{MAX_TRAIN, Sockets};
 
+/// Trains that wait at most, so that many active clients do not take memory for each.
+const MAX_TRAINS: usize = 32;
+
 struct Train {
     path: Arc<Path>,
     ecn: u8,
@@ -15,14 +18,16 @@ struct Train {
     /// Whether a shorter datagram has ended it.
     closed: bool,
     datagrams: usize,
-    bytes: Vec<u8>,
+    /// Room for a whole train, and how much of it is used.
+    buffer: Box<[u8]>,
+    used: usize,
 }
 
 /// Trains in the order in which they were begun; a client's datagrams never overtake each other.
 #[derive(Default)]
 pub struct Trains {
     trains: Vec<Train>,
-    spare: Vec<Vec<u8>>,
+    spare: Vec<Box<[u8]>>,
 }
 
 impl Trains {
@@ -46,7 +51,7 @@ impl Trains {
                     && t.ecn == ecn
                     && len <= t.segment
                     && t.datagrams < max_datagrams
-                    && t.bytes.len() + len <= MAX_TRAIN
+                    && t.used + len <= MAX_TRAIN
             });
         let at = at.unwrap_or_else(|| {
             self.trains.push(Train {
@@ -55,17 +60,19 @@ impl Trains {
                 segment: len,
                 closed: false,
                 datagrams: 0,
-                bytes: self.spare.pop().unwrap_or_default(),
+                buffer: self
+                    .spare
+                    .pop()
+                    .unwrap_or_else(|| vec![0; MAX_TRAIN].into_boxed_slice()),
+                used: 0,
             });
             self.trains.len() - 1
         });
         let train = &mut self.trains[at];
-        let start = train.bytes.len();
-        train.bytes.resize(start + len, 0);
-        if !fill(&mut train.bytes[start..]) {
-            train.bytes.truncate(start);
+        if !fill(&mut train.buffer[train.used..train.used + len]) {
             return false;
         }
+        train.used += len;
         train.datagrams += 1;
         train.closed = len < train.segment;
         true
@@ -74,22 +81,31 @@ impl Trains {
     /// Sends everything; `failed` learns of trains that could not be sent, with the number of
     /// datagrams lost.
     pub fn flush(&mut self, sockets: &Sockets, mut failed: impl FnMut(io::Error, usize)) {
-        for mut train in self.trains.drain(..) {
+        for train in self.trains.drain(..) {
             if train.datagrams > 0 {
                 let segment = (train.datagrams > 1).then_some(train.segment);
                 if let Err(error) = sockets.send(
                     train.path.source,
                     train.path.destination,
                     train.ecn,
-                    &train.bytes,
+                    &train.buffer[..train.used],
                     segment,
                 ) {
                     failed(error, train.datagrams);
                 }
             }
-            train.bytes.clear();
-            self.spare.push(train.bytes);
+            self.spare.push(train.buffer);
         }
+    }
+
+    /// Whether it is time to send.
+    pub fn is_full(&self) -> bool {
+        self.trains.len() >= MAX_TRAINS
+    }
+
+    /// Bytes that wait.
+    pub fn waiting(&self) -> usize {
+        self.trains.iter().map(|train| train.used).sum()
     }
 
     /// Whether nothing waits.

@@ -1,44 +1,56 @@
 //! A worker: moves packets between the UDP sockets and the TUN device for established sessions.
 //!
 //! Per packet there is a session lookup by index, the cipher, one flow-cache hit, and an append to
-//! an output batch. Whatever is not established data goes to the slow path through a bounded
+//! an output batch; what comes from the device as a super-packet is looked up once. Whatever is not established data goes to the slow path through a bounded
 //! queue; when that is full, the datagram is dropped and counted.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 use boringtun::noise::errors::WireGuardError;
 use boringtun::noise::{Tunn, TunnResult};
 use rustix::event::epoll;
 use rustix::event::{EventfdFlags, eventfd};
+use rustix::io::IoSlice;
 use tokio::sync::mpsc;
 
+use super::coalesce::Coalescer;
 use super::counters::Counters;
 use super::flow_cache::{At, FlowCache};
 use super::peers::{Path, Peer, PeerTable, ReplyBudget};
 use super::train::Trains;
-use crate::access::{ClientPolicy, Denied, DropReason, Reply};
+use crate::access::{ClientPolicy, Denied, DropReason, Flow, Reply};
 use crate::admin::Heartbeat;
 use crate::connectivity::relay::channel_data;
-use crate::device::{MTU, Tun};
+use crate::device::virtio::{self, Segmentation};
+use crate::device::{MTU, Queue, Tun};
 use crate::ids::ClientId;
-use crate::net::{Datagram, RecvBuffers, Sockets, UdpSocket};
+use crate::net::{BATCH_SIZE, Datagram, RecvBuffers, Sockets, UdpSocket};
+use crate::packet::split::{self, Split};
 use crate::packet::{FlowKey, Malformed, Meta, TcpFlags, ecn, icmp};
 use crate::wireguard::data_receiver;
 
 /// Bytes that WireGuard adds to a packet (data-path spec §1.2).
 const WG_OVERHEAD: usize = 32;
-/// Room for one packet; what is longer than this is not even answered.
-const SCRATCH: usize = 2048;
-/// Packets read from the device before the sockets get their turn.
+/// Longest message of a client; what is longer is not even answered.
+const MAX_MESSAGE: usize = 2048;
+/// Packets, super-packets included, read from the device before the sockets get their turn.
 const TUN_BURST: usize = 64;
+/// The same in bytes that wait to be sent.
+const TUN_BURST_BYTES: usize = 256 << 10;
+/// Room for one read of the device: a header and the longest super-packet.
+const TUN_BUFFER: usize = virtio::HEADER_LEN + 65_535;
 /// Batches received from one socket before the device gets its turn.
 const UDP_BURST: usize = 2;
+/// What comes sooner after something else than this is part of a stream of packets.
+const BUSY_WITHIN: Duration = Duration::from_micros(100);
+/// A read of the device that is as long as this is likely not the only one.
+const LONG_READ: usize = 16 << 10;
 /// How often a worker without traffic shows that it is alive.
 const IDLE_TICK: Duration = Duration::from_secs(1);
 
@@ -54,6 +66,8 @@ pub enum Slow {
         /// The whole datagram, channel data included.
         payload: Vec<u8>,
     },
+    /// A worker cannot go on.
+    Ended(io::Error),
     /// An in-tunnel control packet (data-path spec §6.1), decrypted.
     Control {
         /// Who sent it.
@@ -69,6 +83,8 @@ pub struct Worker {
     pub sockets: Arc<Sockets>,
     /// The device.
     pub tun: Arc<Tun>,
+    /// Which of its queues is this worker's.
+    pub queue: usize,
     /// Clients and relays.
     pub table: Arc<PeerTable>,
     /// Counters.
@@ -105,6 +121,10 @@ const UDP4: u64 = 2;
 const UDP6: u64 = 3;
 
 impl Worker {
+    fn queue(&self) -> &Queue {
+        &self.tun.queues()[self.queue]
+    }
+
     /// Starts a thread.
     ///
     /// # Errors
@@ -121,7 +141,7 @@ impl Worker {
             )
         };
         add(&*wake, WAKE)?;
-        add(&*self.tun, TUN)?;
+        add(self.queue(), TUN)?;
         if let Some(socket) = &self.sockets.v4 {
             add(socket, UDP4)?;
         }
@@ -133,8 +153,10 @@ impl Worker {
         let thread = std::thread::Builder::new()
             .name(format!("worker-{number}"))
             .spawn(move || {
+                let slow = self.slow.clone();
                 if let Err(error) = State::new(self).run(&poll, &stopping) {
-                    tracing::error!(%error, "a worker ended");
+                    // Without the slow path there is nobody to tell.
+                    let _ = slow.blocking_send(Slow::Ended(error));
                 }
             })?;
         Ok(Stop {
@@ -148,10 +170,14 @@ impl Worker {
 struct State {
     io: Worker,
     now: Instant,
+    /// Whether something came just before.
+    is_busy: bool,
     relays: Arc<Vec<SocketAddr>>,
     outbound: FlowCache,
     inbound: FlowCache,
     trains: Trains,
+    /// What goes to the device at the end of the burst.
+    device: Coalescer,
     passed: Passed,
     /// Of answers to the site; each client has its own.
     replies: ReplyBudget,
@@ -179,8 +205,10 @@ impl State {
             .unwrap_or(1);
         Self {
             relays: io.table.relays(),
+            device: Coalescer::new(io.queue().offloads()),
             io,
             now,
+            is_busy: false,
             outbound: FlowCache::new(),
             inbound: FlowCache::new(),
             trains: Trains::default(),
@@ -193,6 +221,7 @@ impl State {
     fn run(mut self, poll: &OwnedFd, stopping: &AtomicBool) -> io::Result<()> {
         let mut events = Vec::with_capacity(8);
         let mut buffers = RecvBuffers::new();
+        let mut packet = vec![0; TUN_BUFFER];
         let timeout = rustix::event::Timespec {
             tv_sec: IDLE_TICK.as_secs() as _,
             tv_nsec: 0,
@@ -207,12 +236,14 @@ impl State {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
-            self.now = Instant::now();
+            let now = Instant::now();
+            self.is_busy = now.duration_since(self.now) < BUSY_WITHIN;
+            self.now = now;
             self.io.heartbeat.tick(self.now);
             self.relays = self.io.table.relays();
             for event in &events {
                 match event.data.u64() {
-                    TUN => self.read_tun(),
+                    TUN => self.read_tun(&mut packet),
                     UDP4 => self.read_udp(&mut buffers, |s| s.v4.as_ref()),
                     UDP6 => self.read_udp(&mut buffers, |s| s.v6.as_ref()),
                     _ => {}
@@ -236,7 +267,13 @@ impl State {
         let port = socket.local_addr().port();
         for _ in 0..UDP_BURST {
             match socket.recv(buffers) {
-                Ok(filled) => self.datagrams(buffers, filled, port),
+                Ok(filled) => {
+                    self.datagrams(buffers, filled, port);
+                    // Nothing is left, and asking costs as much as being woken.
+                    if filled < BATCH_SIZE {
+                        break;
+                    }
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 // Pending socket errors (say, an ICMP unreachable) are delivered once each.
                 Err(_) => break,
@@ -246,7 +283,6 @@ impl State {
     }
 
     fn datagrams(&mut self, buffers: &mut RecvBuffers, filled: usize, port: u16) {
-        let mut scratch = [0; SCRATCH];
         let mut datagrams = buffers.datagrams(filled).peekable();
         while let Some(datagram) = datagrams.next() {
             let Some((index, message)) = self.established(&datagram) else {
@@ -268,7 +304,7 @@ impl State {
             let mut ecn = datagram.ecn;
             let mut next;
             loop {
-                self.inbound_message(&receiver, &mut tunn, &mut scratch, message, ecn);
+                self.inbound_message(&receiver, &mut tunn, message, ecn);
                 next = datagrams.next_if(|d| {
                     self.established(d)
                         .is_some_and(|(i, _)| i >> 8 == peer.index)
@@ -312,45 +348,60 @@ impl State {
         &mut self,
         receiver: &Receiver,
         tunn: &mut Tunn,
-        scratch: &mut [u8; SCRATCH],
         message: &[u8],
         outer_ecn: u8,
     ) {
-        // Also keeps the cipher's output within the scratch buffer: boringtun panics past it.
-        if message.len() > SCRATCH {
+        if message.len() > MAX_MESSAGE {
             self.drop_of(&receiver.peer, DropReason::MalformedTooLong);
             return;
         }
+        // Also keeps the cipher's output within the slot: boringtun panics past it.
+        if !self.device.has_room(message.len()) {
+            self.flush_device();
+        }
         let peer = &receiver.peer;
-        match tunn.decapsulate(None, message, scratch) {
+        // Decrypted to where it is written to the device from.
+        let len = match tunn.decapsulate(None, message, self.device.slot()) {
             TunnResult::WriteToTunnelV4(packet, _) | TunnResult::WriteToTunnelV6(packet, _) => {
                 ecn::merge(packet, outer_ecn);
-                self.inner_packet(receiver, tunn, packet);
+                packet.len()
             }
             // An empty message is a keep-alive.
-            TunnResult::Done | TunnResult::WriteToNetwork(_) => {}
+            TunnResult::Done | TunnResult::WriteToNetwork(_) => return,
             TunnResult::Err(WireGuardError::DuplicateCounter | WireGuardError::InvalidCounter) => {
-                self.drop_of(peer, DropReason::Replayed)
+                return self.drop_of(peer, DropReason::Replayed);
             }
             // Authentic, but its content is no IP packet: the library reads lengths, too.
             TunnResult::Err(WireGuardError::InvalidPacket) => {
-                self.drop_of(peer, DropReason::MalformedLength);
+                return self.drop_of(peer, DropReason::MalformedLength);
             }
-            TunnResult::Err(_) => self.drop_of(peer, DropReason::DecryptFailed),
+            TunnResult::Err(_) => return self.drop_of(peer, DropReason::DecryptFailed),
+        };
+        let Some((reason, answer)) = self.inner_packet(receiver, len) else {
+            return;
+        };
+        self.drop_of(peer, reason);
+        if let Some(make) = answer {
+            let mut reply = [0; icmp::MAX_REPLY];
+            if let Some(len) = make(&self.device.slot()[..len], &mut reply) {
+                self.answer(peer, tunn, &reply[..len]);
+            }
         }
     }
 
-    fn inner_packet(&mut self, receiver: &Receiver, tunn: &mut Tunn, packet: &mut [u8]) {
+    /// Judges the packet that lies in the device's slot, and passes it on; or says why not, and what to
+    /// answer.
+    #[inline]
+    fn inner_packet(&mut self, receiver: &Receiver, len: usize) -> Option<(DropReason, Answer)> {
+        let packet = &mut self.device.slot()[..len];
         let meta = match Meta::parse(packet) {
             Ok(meta) => meta,
             Err(malformed) => {
-                self.drop_of(&receiver.peer, malformed.into());
-                if malformed == Malformed::TooLong {
-                    self.answer(&receiver.peer, tunn, packet, |p, out| {
-                        icmp::too_big(p, MTU, out)
-                    });
-                }
-                return;
+                let answer: Answer = match malformed {
+                    Malformed::TooLong => Some(|p, out| icmp::too_big(p, MTU, out)),
+                    _ => None,
+                };
+                return Some((malformed.into(), answer));
             }
         };
         if meta.is_control() {
@@ -358,14 +409,11 @@ impl State {
                 client: receiver.peer.client,
                 packet: packet.to_vec(),
             };
-            if !self.hand_over(message) {
-                self.drop_of(&receiver.peer, DropReason::QueueFull);
-            }
-            return;
+            let is_taken = self.hand_over(message);
+            return (!is_taken).then_some((DropReason::QueueFull, None));
         }
         let Some(policy) = &receiver.policy else {
-            self.drop_of(&receiver.peer, DropReason::NoPolicy);
-            return;
+            return Some((DropReason::NoPolicy, None));
         };
         let at = At {
             now: self.now,
@@ -382,72 +430,92 @@ impl State {
                 if let Some(flow) = flow {
                     flow.pass_out(at.tick, &meta, packet);
                 }
-                if self.io.tun.write(packet).is_err() {
-                    self.drop_of(&receiver.peer, DropReason::DeviceWriteFailed);
-                    return;
-                }
-                let len = packet.len() as u64;
-                receiver.peer.counters.traffic.received(1, len);
-                self.passed.rx_packets += 1;
-                self.passed.rx_bytes += len;
+                self.device.push(&receiver.peer, &meta);
+                None
             }
             Err(Denied { reason, reply }) => {
-                self.drop_of(&receiver.peer, reason);
-                match reply {
-                    Some(Reply::Prohibited) => {
-                        self.answer(&receiver.peer, tunn, packet, icmp::prohibited);
-                    }
-                    Some(Reply::Unreachable) => {
-                        self.answer(&receiver.peer, tunn, packet, icmp::unreachable);
-                    }
-                    None => {}
-                }
+                let answer: Answer = reply.map(|reply| match reply {
+                    Reply::Prohibited => icmp::prohibited as fn(&[u8], &mut [u8]) -> Option<usize>,
+                    Reply::Unreachable => icmp::unreachable,
+                });
+                Some((reason, answer))
             }
         }
     }
 
     /// Counts a packet of a client that goes nowhere, for the client and in all.
     fn drop_of(&self, peer: &Peer, reason: DropReason) {
-        self.io.counters.count(reason, 1);
-        peer.counters.count(reason, 1);
+        self.drops_of(peer, reason, 1);
+    }
+
+    fn drops_of(&self, peer: &Peer, reason: DropReason, packets: u64) {
+        self.io.counters.count(reason, packets);
+        peer.counters.count(reason, packets);
     }
 
     /// Tells the client's application why its packet went nowhere (data-path spec §5.3).
-    fn answer(
-        &mut self,
-        peer: &Arc<Peer>,
-        tunn: &mut Tunn,
-        packet: &[u8],
-        make: impl FnOnce(&[u8], &mut [u8]) -> Option<usize>,
-    ) {
-        if !peer.may_reply(self.now) {
-            return;
-        }
-        let mut answer = [0; icmp::MAX_REPLY];
-        if let (Some(len), Some(path)) = (make(packet, &mut answer), peer.path())
-            && self.has_session(peer, tunn)
+    fn answer(&mut self, peer: &Arc<Peer>, tunn: &mut Tunn, reply: &[u8]) {
+        if peer.may_reply(self.now)
+            && let Some(path) = peer.path()
         {
-            self.encrypt(peer, tunn, &path, &answer[..len]);
+            if has_session(tunn) {
+                self.encrypt(peer, tunn, &path, reply);
+            } else {
+                self.drop_of(peer, DropReason::NoSession);
+            }
         }
     }
 
     // ---- device to network -------------------------------------------------------------------
 
-    fn read_tun(&mut self) {
-        let mut packet = [0; SCRATCH];
+    fn read_tun(&mut self, buffer: &mut [u8]) {
+        let tun = Arc::clone(&self.io.tun);
+        let queue = &tun.queues()[self.io.queue];
+        let has_header = queue.offloads().header;
         let mut current: Option<Sender> = None;
         for _ in 0..TUN_BURST {
-            match self.io.tun.read(&mut packet) {
-                Ok(0) => break,
-                Ok(len) => self.outbound_packet(&mut current, &mut packet[..len]),
-                Err(_) => break,
+            let Ok(len) = queue.read(buffer) else { break };
+            let packet = &mut buffer[..len];
+            if has_header {
+                self.with_header(&mut current, packet);
+            } else if len > 0 {
+                self.plain_packet(&mut current, packet);
+            } else {
+                break;
+            }
+            // Where packets come one by one, being woken for the next costs no more than finding none.
+            if self.trains.waiting() >= TUN_BURST_BYTES || !self.is_busy && len < LONG_READ {
+                break;
             }
         }
         drop(current);
         self.flush();
     }
 
-    fn outbound_packet(&mut self, current: &mut Option<Sender>, packet: &mut [u8]) {
+    /// Takes what the device has read: a packet, or a super-packet.
+    fn with_header(&mut self, current: &mut Option<Sender>, read: &mut [u8]) {
+        let Some((header, packet)) = read.split_first_chunk_mut() else {
+            self.io.counters.count(DropReason::MalformedTruncated, 1);
+            return;
+        };
+        let Ok(header) = virtio::Header::parse(header) else {
+            self.io.counters.count(DropReason::MalformedLength, 1);
+            return;
+        };
+        if header.segmentation == Segmentation::None {
+            match header.checksum.map(|sum| split::complete(packet, sum)) {
+                None | Some(Ok(())) => self.plain_packet(current, packet),
+                Some(Err(malformed)) => self.io.counters.count(malformed.into(), 1),
+            }
+            return;
+        }
+        match Split::new(header, packet) {
+            Ok(packets) => self.super_packet(current, packets),
+            Err(malformed) => self.io.counters.count(malformed.into(), 1),
+        }
+    }
+
+    fn plain_packet(&mut self, current: &mut Option<Sender>, packet: &mut [u8]) {
         let meta = match Meta::parse(packet) {
             Ok(meta) => meta,
             Err(malformed) => {
@@ -458,39 +526,80 @@ impl State {
                 return;
             }
         };
-        let dst = meta.dst;
-        if current.as_ref().is_none_or(|s| s.address != dst) {
-            *current = self.io.table.by_address(dst).map(|peer| Sender {
-                address: dst,
+        let Some(mut to) = self.recipient(current, meta.dst, 1) else {
+            return;
+        };
+        match self.admit_inbound(to.policy, &meta, packet) {
+            Ok(()) => self.send(&mut to, packet),
+            Err(denied) => self.drop_of(to.peer, denied.reason),
+        }
+    }
+
+    /// All packets of a super-packet are of one flow, which is looked up once.
+    fn super_packet(&mut self, current: &mut Option<Sender>, mut packets: Split<'_>) {
+        let meta = *packets.whole();
+        let count = packets.count() as u64;
+        let Some(mut to) = self.recipient(current, meta.dst, count) else {
+            return;
+        };
+        let flow = match self.flow_to_client(to.policy, &meta) {
+            Ok(flow) => flow.map(Arc::clone),
+            Err(denied) => return self.drops_of(to.peer, denied.reason, count),
+        };
+        let tick = to.policy.tick(self.now);
+        while let Some((meta, packet)) = packets.next_packet() {
+            if let Some(flow) = &flow {
+                flow.pass_in(tick, &meta, packet);
+            }
+            self.send(&mut to, packet);
+        }
+    }
+
+    /// Who a packet from the device is for, with all that it takes to send it; counts what cannot be
+    /// sent, which does not become part of its flow and does not keep it alive.
+    fn recipient<'a>(
+        &self,
+        current: &'a mut Option<Sender>,
+        address: IpAddr,
+        packets: u64,
+    ) -> Option<Recipient<'a>> {
+        if current.as_ref().is_none_or(|s| s.address != address) {
+            *current = self.io.table.by_address(address).map(|peer| Sender {
+                address,
                 policy: peer.policy(),
                 path: peer.path(),
                 peer,
             });
         }
         let Some(sender) = current else {
-            self.io.counters.count(DropReason::NoPeer, 1);
-            return;
+            self.io.counters.count(DropReason::NoPeer, packets);
+            return None;
         };
-        let Some(policy) = &sender.policy else {
-            self.drop_of(&sender.peer, DropReason::NoPolicy);
-            return;
+        let peer = &sender.peer;
+        let reason = match (&sender.policy, &sender.path) {
+            (None, _) => DropReason::NoPolicy,
+            (_, None) => DropReason::NoPath,
+            (Some(policy), Some(path)) => {
+                let tunn = peer.tunn();
+                if has_session(&tunn) {
+                    return Some(Recipient {
+                        peer,
+                        policy,
+                        path,
+                        tunn,
+                    });
+                }
+                DropReason::NoSession
+            }
         };
-        // What cannot be sent is not counted as part of its flow, and does not keep it alive.
-        let Some(path) = &sender.path else {
-            self.drop_of(&sender.peer, DropReason::NoPath);
-            return;
-        };
-        let mut tunn = sender.peer.tunn();
-        if !self.has_session(&sender.peer, &tunn) {
-            return;
-        }
-        if let Err(denied) = self.admit_inbound(policy, &meta, packet) {
-            self.drop_of(&sender.peer, denied.reason);
-            return;
-        }
-        if self.encrypt(&sender.peer, &mut tunn, path, packet) {
+        self.drops_of(peer, reason, packets);
+        None
+    }
+
+    fn send(&mut self, to: &mut Recipient<'_>, packet: &[u8]) {
+        if self.encrypt(to.peer, &mut to.tunn, to.path, packet) {
             let len = packet.len() as u64;
-            sender.peer.counters.traffic.sent(1, len);
+            to.peer.counters.traffic.sent(1, len);
             self.passed.tx_packets += 1;
             self.passed.tx_bytes += len;
         }
@@ -502,9 +611,17 @@ impl State {
         let mut answer = [0; icmp::MAX_REPLY];
         if self.replies.take(self.now)
             && let Some(len) = icmp::too_big(packet, MTU, &mut answer)
-            && self.io.tun.write(&answer[..len]).is_err()
         {
-            self.io.counters.count(DropReason::DeviceWriteFailed, 1);
+            let header = virtio::Header::PLAIN.to_bytes(true);
+            let header = if self.io.queue().offloads().header {
+                &header[..]
+            } else {
+                &[]
+            };
+            let pieces = [IoSlice::new(header), IoSlice::new(&answer[..len])];
+            if self.io.queue().write(&pieces).is_err() {
+                self.io.counters.count(DropReason::DeviceWriteFailed, 1);
+            }
         }
     }
 
@@ -522,6 +639,19 @@ impl State {
             }
             return Ok(());
         }
+        let tick = policy.tick(self.now);
+        if let Some(flow) = self.flow_to_client(policy, meta)? {
+            flow.pass_in(tick, meta, packet);
+        }
+        Ok(())
+    }
+
+    /// The flow that a packet to the client is part of, if it may pass.
+    fn flow_to_client(
+        &mut self,
+        policy: &ClientPolicy,
+        meta: &Meta,
+    ) -> Result<Option<&Arc<Flow>>, Denied> {
         let at = At {
             now: self.now,
             tick: policy.tick(self.now),
@@ -529,29 +659,17 @@ impl State {
         let key = FlowKey::inbound(meta);
         // What comes to the client does not begin a flow, whatever its flags.
         let flags = TcpFlags::default();
-        let flow = self
-            .inbound
-            .pass(&key, policy.generation(), at, flags, || {
-                policy.admit_inbound(meta, at.now)
-            })?;
-        if let Some(flow) = flow {
-            flow.pass_in(at.tick, meta, packet);
-        }
-        Ok(())
+        self.inbound.pass(&key, policy.generation(), at, flags, || {
+            policy.admit_inbound(meta, at.now)
+        })
     }
 
-    /// Whether a packet can be encrypted for this client; counts it as dropped if not.
-    fn has_session(&self, peer: &Peer, tunn: &Tunn) -> bool {
-        let has = tunn.time_since_last_handshake().is_some();
-        if !has {
-            self.drop_of(peer, DropReason::NoSession);
-        }
-        has
-    }
-
-    /// Encrypts into the path's train. [`Self::has_session`] must have said so: without a session
+    /// Encrypts into the path's train. [`has_session`] must have said so: without a session
     /// boringtun would queue the packet and start a handshake of its own.
     fn encrypt(&mut self, peer: &Peer, tunn: &mut Tunn, path: &Arc<Path>, packet: &[u8]) -> bool {
+        if self.trains.is_full() {
+            self.send_trains();
+        }
         let header = path.channel.map_or(0, |_| channel_data::HEADER_LEN);
         let message = packet.len() + WG_OVERHEAD;
         let pushed = self.trains.push(
@@ -578,8 +696,28 @@ impl State {
         pushed
     }
 
-    /// Ends a burst: publishes what has passed, and sends what is to be sent.
+    /// Writes to the device what waits for it.
+    fn flush_device(&mut self) {
+        if self.device.is_empty() {
+            return;
+        }
+        let (counters, passed) = (&self.io.counters, &mut self.passed);
+        self.device
+            .flush(self.io.queue(), |peer, packets, bytes, result| {
+                if result.is_ok() {
+                    peer.counters.traffic.received(packets, bytes);
+                    passed.rx_packets += packets;
+                    passed.rx_bytes += bytes;
+                } else {
+                    counters.count(DropReason::DeviceWriteFailed, packets);
+                    peer.counters.count(DropReason::DeviceWriteFailed, packets);
+                }
+            });
+    }
+
+    /// Ends a burst: writes and sends what waits, and publishes what has passed.
     fn flush(&mut self) {
+        self.flush_device();
         let passed = std::mem::take(&mut self.passed);
         let traffic = &self.io.counters.traffic;
         if passed.rx_packets > 0 {
@@ -588,14 +726,33 @@ impl State {
         if passed.tx_packets > 0 {
             traffic.sent(passed.tx_packets, passed.tx_bytes);
         }
-        if self.trains.is_empty() {
-            return;
+        if !self.trains.is_empty() {
+            self.send_trains();
         }
+    }
+
+    fn send_trains(&mut self) {
         let counters = &self.io.counters;
         self.trains.flush(&self.io.sockets, |_, datagrams| {
             counters.count(DropReason::SocketWriteFailed, datagrams as u64);
         });
     }
+}
+
+/// Whether a packet can be encrypted for this client.
+fn has_session(tunn: &Tunn) -> bool {
+    tunn.time_since_last_handshake().is_some()
+}
+
+/// What makes an answer to a packet.
+type Answer = Option<fn(&[u8], &mut [u8]) -> Option<usize>>;
+
+/// What it takes to send a client something.
+struct Recipient<'a> {
+    peer: &'a Arc<Peer>,
+    policy: &'a ClientPolicy,
+    path: &'a Arc<Path>,
+    tunn: MutexGuard<'a, Tunn>,
 }
 
 /// The client whose datagrams are being read.
@@ -606,7 +763,7 @@ struct Receiver {
 
 /// The client that packets from the device are for.
 struct Sender {
-    address: std::net::IpAddr,
+    address: IpAddr,
     peer: Arc<Peer>,
     policy: Option<Arc<ClientPolicy>>,
     path: Option<Arc<Path>>,

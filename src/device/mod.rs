@@ -1,12 +1,30 @@
 //! The TUN device (data-path spec §7).
+//!
+//! Where the kernel can, packets come and go as super-packets that many segments fit into (TSO, USO),
+//! each with a [`virtio`] header in front, and the device has a queue per worker. What the kernel cannot
+//! is left out, down to a device that carries plain packets, one per call.
+
+pub mod virtio;
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
+use rustix::io::IoSlice;
 use tun::AbstractDevice as _;
 
 /// Largest inner packet, and the device's MTU (data-path spec §1.2).
 pub const MTU: u16 = crate::packet::MAX_PACKET as u16;
+
+const TUN_NODE: &std::ffi::CStr = c"/dev/net/tun";
+/// Offloads (`TUNSETOFFLOAD`; the kernel's `include/uapi/linux/if_tun.h`).
+const F_CSUM: libc::c_ulong = 0x01;
+const F_TSO4: libc::c_ulong = 0x02;
+const F_TSO6: libc::c_ulong = 0x04;
+const F_TSO_ECN: libc::c_ulong = 0x08;
+const F_USO4: libc::c_ulong = 0x20;
+const F_USO6: libc::c_ulong = 0x40;
+const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
+const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
 
 /// Why the device could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -31,23 +49,58 @@ pub enum DeviceError {
 }
 
 impl DeviceError {
-    fn from_tun(error: tun::Error, name: &str) -> Self {
-        let tun::Error::Io(io) = &error else {
-            return Self::Other(error.to_string());
-        };
-        match io.raw_os_error() {
+    fn from_io(error: &io::Error, name: &str) -> Self {
+        match error.raw_os_error() {
             Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => Self::NoDeviceNode,
             Some(libc::EPERM | libc::EACCES) => Self::NotPermitted,
             Some(libc::EBUSY) => Self::Busy(name.to_owned()),
             _ => Self::Other(error.to_string()),
         }
     }
+
+    fn from_tun(error: tun::Error, name: &str) -> Self {
+        match &error {
+            tun::Error::Io(io) => Self::from_io(io, name),
+            _ => Self::Other(error.to_string()),
+        }
+    }
 }
 
-/// A TUN device that carries plain IP packets, one per read and write, without blocking.
+/// What to ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options {
+    /// Queues, one per worker; at least one.
+    pub queues: usize,
+    /// Whether TCP super-packets are wanted.
+    pub tso: bool,
+    /// Whether UDP super-packets are wanted.
+    pub uso: bool,
+}
+
+/// What the kernel does for us.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Offloads {
+    /// Each packet has a [`virtio`] header, and its checksum may be left to us.
+    pub header: bool,
+    /// TCP super-packets, both families.
+    pub tso: bool,
+    /// UDP super-packets, both families (Linux 6.2 and newer).
+    pub uso: bool,
+}
+
+/// A TUN device whose queues never block.
 pub struct Tun {
-    device: tun::Device,
+    queues: Vec<Queue>,
     name: String,
+    offloads: Offloads,
+    // Only for what the library can set; the descriptor is a queue's.
+    _device: tun::Device,
+}
+
+/// One queue of the device. A packet goes in and comes out whole.
+pub struct Queue {
+    fd: OwnedFd,
+    offloads: Offloads,
 }
 
 impl Tun {
@@ -56,17 +109,29 @@ impl Tun {
     ///
     /// # Errors
     /// See [`DeviceError`]; each names what is missing.
-    pub fn create(name: &str) -> Result<Self, DeviceError> {
+    pub fn create(name: &str, options: Options) -> Result<Self, DeviceError> {
+        let error = |e: io::Error| DeviceError::from_io(&e, name);
+        let (queues, name, offloads) = open(name, options).map_err(error)?;
+        let device = Self::configure(&name, &queues[0])
+            .map_err(|error| DeviceError::from_tun(error, &name))?;
+        Ok(Self {
+            queues,
+            name,
+            offloads,
+            _device: device,
+        })
+    }
+
+    fn configure(name: &str, queue: &Queue) -> Result<tun::Device, tun::Error> {
         let mut configuration = tun::Configuration::default();
-        configuration.tun_name(name).mtu(MTU).up();
-        let device = tun::create(&configuration).map_err(|e| DeviceError::from_tun(e, name))?;
-        device
-            .set_nonblock()
-            .map_err(|e| DeviceError::Other(e.to_string()))?;
-        let name = device
-            .tun_name()
-            .map_err(|e| DeviceError::from_tun(e, name))?;
-        Ok(Self { device, name })
+        configuration
+            .raw_fd(queue.fd.as_raw_fd())
+            .close_fd_on_drop(false)
+            .tun_name(name);
+        let mut device = tun::create(&configuration)?;
+        device.set_mtu(MTU)?;
+        device.enabled(true)?;
+        Ok(device)
     }
 
     /// Name of the interface.
@@ -74,28 +139,152 @@ impl Tun {
         &self.name
     }
 
-    /// Reads one packet.
+    /// Its queues: as many as were asked for, or one.
+    pub fn queues(&self) -> &[Queue] {
+        &self.queues
+    }
+
+    /// What the kernel does for us.
+    pub fn offloads(&self) -> Offloads {
+        self.offloads
+    }
+}
+
+impl Queue {
+    /// What the kernel does for us.
+    pub fn offloads(&self) -> Offloads {
+        self.offloads
+    }
+
+    /// Reads one packet, after its [`virtio`] header if there is one.
     ///
     /// # Errors
     /// [`io::ErrorKind::WouldBlock`] when none is there.
     pub fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        Ok(rustix::io::read(self.as_fd(), buffer)?)
+        Ok(rustix::io::read(&self.fd, buffer)?)
     }
 
-    /// Writes one packet.
+    /// Writes one packet that lies in pieces, the first of which is the [`virtio`] header if the device
+    /// has one.
     ///
     /// # Errors
     /// As the kernel reports them; a packet is either taken whole or not at all.
-    pub fn write(&self, packet: &[u8]) -> io::Result<()> {
-        rustix::io::write(self.as_fd(), packet)?;
+    pub fn write(&self, pieces: &[IoSlice<'_>]) -> io::Result<()> {
+        rustix::io::writev(&self.fd, pieces)?;
         Ok(())
     }
 }
 
-impl AsFd for Tun {
+impl AsFd for Queue {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        let fd = self.device.as_raw_fd();
-        // SAFETY: the descriptor belongs to `self.device`, which outlives the borrow of `self`.
-        unsafe { BorrowedFd::borrow_raw(fd) }
+        self.fd.as_fd()
+    }
+}
+
+/// Opens the queues with as much of what is asked for as the kernel has.
+fn open(name: &str, options: Options) -> io::Result<(Vec<Queue>, String, Offloads)> {
+    let mut flags = libc::IFF_TUN | libc::IFF_NO_PI;
+    if options.tso || options.uso {
+        flags |= libc::IFF_VNET_HDR;
+    }
+    if options.queues > 1 {
+        flags |= libc::IFF_MULTI_QUEUE;
+    }
+    let (first, name, flags) = match attach(name, flags) {
+        Ok((fd, name)) => (fd, name, flags),
+        // Sandboxes that imitate the kernel know the plain device only.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            let flags = libc::IFF_TUN | libc::IFF_NO_PI;
+            let (fd, name) = attach(name, flags)?;
+            (fd, name, flags)
+        }
+        Err(error) => return Err(error),
+    };
+    let offloads = if flags & libc::IFF_VNET_HDR == 0 {
+        Offloads::default()
+    } else {
+        set_offloads(&first, options)
+    };
+    let mut fds = vec![first];
+    if flags & libc::IFF_MULTI_QUEUE != 0 {
+        while fds.len() < options.queues {
+            match attach(&name, flags) {
+                Ok((fd, _)) => fds.push(fd),
+                Err(error) => {
+                    tracing::warn!(%error, queues = fds.len(), "the device has fewer queues than workers");
+                    break;
+                }
+            }
+        }
+    }
+    let queues = fds.into_iter().map(|fd| Queue { fd, offloads }).collect();
+    Ok((queues, name, offloads))
+}
+
+/// Opens one more queue of the device, which is made if it does not exist. Returns its name, too.
+fn attach(name: &str, flags: libc::c_int) -> io::Result<(OwnedFd, String)> {
+    if name.len() >= libc::IFNAMSIZ || name.contains('\0') {
+        return Err(io::Error::other(
+            "the device's name is too long or not valid",
+        ));
+    }
+    // SAFETY: the path is a C string that lives as long as the program.
+    let fd = unsafe {
+        libc::open(
+            TUN_NODE.as_ptr(),
+            libc::O_RDWR | libc::O_CLOEXEC | libc::O_NONBLOCK,
+        )
+    };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just given us this descriptor, and nobody else knows it.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: all bytes zero are a valid `ifreq`: an empty name and no flags.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = flags as libc::c_short;
+    // SAFETY: `request` is a complete `ifreq` with a terminated name, since the name is shorter than the
+    // array, which was zero; the kernel reads and writes no more than that.
+    if unsafe { libc::ioctl(fd.as_raw_fd(), TUNSETIFF as _, &raw mut request) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let name = request
+        .ifr_name
+        .iter()
+        .take_while(|c| **c != 0)
+        .map(|c| *c as u8)
+        .collect();
+    let name = String::from_utf8(name).map_err(io::Error::other)?;
+    Ok((fd, name))
+}
+
+/// Turns on as much as the kernel has. It is per device: further queues have it as well.
+fn set_offloads(fd: &OwnedFd, options: Options) -> Offloads {
+    let tso = F_TSO4 | F_TSO6;
+    let mut wanted = F_CSUM;
+    if options.tso {
+        wanted |= tso | F_TSO_ECN;
+    }
+    if options.uso {
+        wanted |= F_USO4 | F_USO6;
+    }
+    let fewer = [
+        !0,
+        !(F_USO4 | F_USO6),
+        !(F_USO4 | F_USO6 | F_TSO_ECN),
+        F_CSUM,
+    ];
+    let set = fewer.into_iter().map(|mask| wanted & mask).find(|flags| {
+        // SAFETY: this request takes its argument by value; no memory is involved.
+        unsafe { libc::ioctl(fd.as_raw_fd(), TUNSETOFFLOAD as _, *flags) >= 0 }
+    });
+    let has = |flag: libc::c_ulong| set.is_some_and(|set| set & flag != 0);
+    Offloads {
+        header: true,
+        tso: has(F_TSO4),
+        uso: has(F_USO4),
     }
 }

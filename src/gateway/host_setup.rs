@@ -6,18 +6,19 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::admin::model::{DeviceStatus, HostFinding};
-use crate::config::Config;
-use crate::device::Tun;
+use crate::admin::model::{DeviceStatus, HostFinding, KernelDrops};
+use crate::config::{Config, Offloads};
+use crate::device::{self, Tun};
 use crate::host::buffers;
 use crate::host::nft::{self, NftError};
 use crate::host::preflight::{self, Environment, Nftables, Platform};
-use crate::net::{SocketOptions, Sockets};
+use crate::net::{SocketOptions, Sockets, UdpSocket};
 
 /// Device and sockets.
 pub(super) struct Host {
     pub(super) tun: Arc<Tun>,
-    pub(super) sockets: Arc<Sockets>,
+    /// A set for each worker.
+    pub(super) sockets: Vec<Arc<Sockets>>,
     masquerading: Arc<Mutex<Masquerading>>,
 }
 
@@ -39,20 +40,30 @@ impl Host {
             let report = buffers::raise(Path::new("/"));
             tracing::debug!(receive = %report.receive, send = %report.send, "socket buffer limits");
         }
-        let tun = Tun::create(&config.tun_name).map_err(|e| e.to_string())?;
-        let sockets = Sockets::bind(SocketOptions {
+        let workers = config.workers.unwrap_or_else(default_workers);
+        let wanted = config.offloads;
+        let options = device::Options {
+            queues: workers,
+            tso: wanted.tun_tso,
+            uso: wanted.tun_uso,
+        };
+        let tun = Tun::create(&config.tun_name, options).map_err(|e| e.to_string())?;
+        let options = SocketOptions {
             port: config.udp_port,
             send_buffer: config.udp_send_buffer,
             recv_buffer: config.udp_recv_buffer,
-        })
-        .map_err(|e| format!("cannot bind a UDP socket: {e}"))?;
+            gso: wanted.udp_gso,
+            gro: wanted.udp_gro,
+        };
+        let sockets = Sockets::bind_group(options, tun.queues().len())
+            .map_err(|e| format!("cannot bind a UDP socket: {e}"))?;
         Ok(Self {
             masquerading: Arc::new(Mutex::new(Masquerading {
                 installed: nft::install(tun.name()),
                 released: false,
             })),
             tun: Arc::new(tun),
-            sockets: Arc::new(sockets),
+            sockets: sockets.into_iter().map(Arc::new).collect(),
         })
     }
 
@@ -85,6 +96,38 @@ impl Host {
         }
     }
 
+    /// How many workers there can be.
+    pub(super) fn workers(&self) -> usize {
+        self.sockets.len()
+    }
+
+    /// What the kernel does for us.
+    fn offloads(&self) -> Offloads {
+        let device = self.tun.offloads();
+        let every = |has: fn(&UdpSocket) -> bool| self.sockets[0].iter().all(has);
+        Offloads {
+            tun_tso: device.tso,
+            tun_uso: device.uso,
+            udp_gso: every(|socket| socket.max_segments() > 1),
+            udp_gro: every(UdpSocket::has_gro),
+        }
+    }
+
+    /// What the kernel has dropped before the gateway saw it.
+    pub(super) fn kernel_drops(&self) -> KernelDrops {
+        let sockets = self.sockets.iter().flat_map(|sockets| sockets.iter());
+        let udp = sockets
+            .map(|socket| u64::from(socket.dropped().unwrap_or(0)))
+            .sum();
+        let name = self.tun.name();
+        let file = format!("/sys/class/net/{name}/statistics/tx_dropped");
+        let device = std::fs::read_to_string(file)
+            .ok()
+            .and_then(|text| text.trim().parse().ok())
+            .unwrap_or(0);
+        KernelDrops { udp, device }
+    }
+
     /// What to show about the device.
     pub(super) fn describe(&self) -> DeviceStatus {
         DeviceStatus {
@@ -92,32 +135,24 @@ impl Host {
             up: true,
             error: None,
             addresses: Vec::new(),
-            sockets: self
-                .sockets
+            sockets: self.sockets[0]
                 .iter()
                 .map(|s| {
                     let (send, receive) = s.buffer_sizes();
                     format!("{} (send {send} B, receive {receive} B)", s.local_addr())
                 })
                 .collect(),
-            offloads: self
-                .sockets
-                .iter()
-                .next()
-                .map(|s| {
-                    let mut on = Vec::new();
-                    if s.max_segments() > 1 {
-                        on.push("udp_gso".to_owned());
-                    }
-                    if s.has_gro() {
-                        on.push("udp_gro".to_owned());
-                    }
-                    on
-                })
-                .unwrap_or_default(),
-            workers: 1,
+            offloads: self.offloads().names().map(str::to_owned).collect(),
+            workers: self.workers(),
+            kernel_drops: self.kernel_drops(),
         }
     }
+}
+
+/// One worker per core that we may use, but not so many that most have nothing to do.
+fn default_workers() -> usize {
+    const MOST: usize = 8;
+    std::thread::available_parallelism().map_or(1, |cores| cores.get().min(MOST))
 }
 
 /// Looks at the host before there is a device.

@@ -217,7 +217,7 @@ struct SlowPath {
     portal: Driver,
     counters: Vec<Arc<Counters>>,
     from_workers: mpsc::Receiver<Slow>,
-    worker: Option<Stop>,
+    workers: Vec<Stop>,
     network: Option<Arc<Network>>,
     names: dns::Service,
     flow_logs: FlowLogs,
@@ -265,7 +265,9 @@ impl SlowPath {
         let now = Instant::now();
         let table = Arc::new(PeerTable::new());
         // The slow path's own counters come first, then one set per worker.
-        let counters = vec![Arc::new(Counters::new()), Arc::new(Counters::new())];
+        let counters: Vec<_> = (0..=host.workers())
+            .map(|_| Arc::new(Counters::new()))
+            .collect();
         let (to_slow_path, from_workers) = mpsc::channel(QUEUE);
         let mut core = Core::new(
             now,
@@ -275,16 +277,21 @@ impl SlowPath {
             rand::random(),
         );
         core.open_ports(&config.gateway_ports);
-        offer_addresses(&mut core, &host.sockets, now);
-        let worker = Worker {
-            sockets: Arc::clone(&host.sockets),
-            tun: Arc::clone(&host.tun),
-            table,
-            counters: Arc::clone(&counters[1]),
-            slow: to_slow_path,
-            heartbeat: liveness.register("worker-0", now),
-        }
-        .spawn(0)?;
+        offer_addresses(&mut core, &host.sockets[0], now);
+        let workers = (0..host.workers())
+            .map(|n| {
+                Worker {
+                    sockets: Arc::clone(&host.sockets[n]),
+                    tun: Arc::clone(&host.tun),
+                    queue: n,
+                    table: Arc::clone(&table),
+                    counters: Arc::clone(&counters[n + 1]),
+                    slow: to_slow_path.clone(),
+                    heartbeat: liveness.register(format!("worker-{n}"), now),
+                }
+                .spawn(n)
+            })
+            .collect::<Result<_, _>>()?;
         let portal = Driver::new(PortalConfig {
             api_url: config.api_url.clone(),
             token: config.token.clone(),
@@ -326,7 +333,7 @@ impl SlowPath {
             portal,
             counters,
             from_workers,
-            worker: Some(worker),
+            workers,
             network,
             names,
             flow_logs,
@@ -363,11 +370,11 @@ impl SlowPath {
                     }
                 }
                 taken = self.from_workers.recv_many(&mut batch, BURST) => {
-                    if taken == 0 {
-                        tracing::error!("The worker ended; the gateway cannot carry traffic");
+                    // All workers are gone, or one cannot go on: its clients would stay with it.
+                    if taken == 0 || !self.take(&mut batch) {
+                        tracing::error!("A worker ended; the gateway cannot carry traffic");
                         return ExitStatus::Failure;
                     }
-                    self.take(&mut batch);
                 }
                 Some(answer) = self.resolved.recv() => {
                     self.core.resolved(Instant::now(), &answer.name, &answer.resolved);
@@ -389,7 +396,8 @@ impl SlowPath {
         }
     }
 
-    fn take(&mut self, batch: &mut Vec<Slow>) {
+    /// Whether all workers go on.
+    fn take(&mut self, batch: &mut Vec<Slow>) -> bool {
         let now = Instant::now();
         for message in batch.drain(..) {
             match message {
@@ -401,8 +409,13 @@ impl SlowPath {
                 Slow::Control { client, packet } => {
                     self.core.handle_control(now, client, &packet);
                 }
+                Slow::Ended(error) => {
+                    tracing::error!(%error, "a worker cannot wait for traffic");
+                    return false;
+                }
             }
         }
+        true
     }
 
     /// The exit status when the event is final.
@@ -446,7 +459,7 @@ impl SlowPath {
             self.send(message);
         }
         while let Some(transmit) = self.core.poll_transmit() {
-            let sent = self.host.sockets.send(
+            let sent = self.host.sockets[0].send(
                 transmit.source,
                 transmit.destination,
                 0,
@@ -541,7 +554,8 @@ impl SlowPath {
             }
         }
         if !self.checking && now.duration_since(self.checked) >= HOST_CHECK {
-            offer_addresses(&mut self.core, &self.host.sockets, now);
+            offer_addresses(&mut self.core, &self.host.sockets[0], now);
+            self.around.device.kernel_drops = self.host.kernel_drops();
             (self.checking, self.checked) = (true, now);
             let (check, done) = (self.host.checker(&self.config), self.checks.0.clone());
             // Nobody waits for the result any more when the gateway is shutting down.
@@ -615,7 +629,7 @@ impl SlowPath {
             // Asked twice: at once, then.
             _ = signals.next() => {}
         }
-        if let Some(worker) = self.worker.take() {
+        for worker in self.workers.drain(..) {
             worker.stop();
         }
         if !self.flow_logs.finish(FLOW_LOG_FAREWELL) {

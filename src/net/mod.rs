@@ -1,16 +1,18 @@
 //! UDP sockets with batched, segment-offloaded I/O (data-path spec §1.1).
 //!
-//! One socket per family, bound to the wildcard address and shared by all clients and relays. The
-//! slow path sends on the same sockets as the workers; only workers receive.
+//! One socket per family and worker, bound to the same wildcard address and shared by all clients and
+//! relays. The slow path sends on the first worker's sockets; only workers receive.
 
 mod addresses;
 
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket as StdUdpSocket};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::Duration;
 
-use quinn_udp::{BATCH_SIZE, EcnCodepoint, RecvMeta, Transmit, UdpSocketState};
+/// Buffers that one receive can fill.
+pub use quinn_udp::BATCH_SIZE;
+use quinn_udp::{EcnCodepoint, RecvMeta, Transmit, UdpSocketState};
 use rustix::event::{PollFd, PollFlags};
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -48,6 +50,10 @@ pub struct SocketOptions {
     pub send_buffer: usize,
     /// `SO_RCVBUF` in bytes; halved until the kernel agrees.
     pub recv_buffer: usize,
+    /// Whether to send trains of datagrams (`UDP_SEGMENT`) where the kernel can.
+    pub gso: bool,
+    /// Whether to receive them (`UDP_GRO`).
+    pub gro: bool,
 }
 
 impl Default for SocketOptions {
@@ -57,6 +63,8 @@ impl Default for SocketOptions {
             port: constants::UDP_PORT,
             send_buffer: constants::UDP_SEND_BUFFER as usize,
             recv_buffer: constants::UDP_RECEIVE_BUFFER as usize,
+            gso: true,
+            gro: true,
         }
     }
 }
@@ -70,6 +78,8 @@ pub struct UdpSocket {
     state: UdpSocketState,
     local: SocketAddr,
     sizes: (usize, usize),
+    gso: bool,
+    gro: bool,
 }
 
 impl UdpSocket {
@@ -78,38 +88,47 @@ impl UdpSocket {
     /// # Errors
     /// When the family is not available, or no port can be had.
     pub fn bind(family: Family, options: SocketOptions) -> io::Result<Self> {
-        let (domain, wildcard) = match family {
-            Family::V4 => (Domain::IPV4, IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
-            Family::V6 => (Domain::IPV6, IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
-        };
-        let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
-        if family == Family::V6 {
-            socket.set_only_v6(true)?;
-        }
-        mark(&socket)?;
-        let sizes = (
-            grow(
-                options.send_buffer,
-                |n| socket.set_send_buffer_size(n),
-                || socket.send_buffer_size(),
-            ),
-            grow(
-                options.recv_buffer,
-                |n| socket.set_recv_buffer_size(n),
-                || socket.recv_buffer_size(),
-            ),
-        );
-        let preferred = SocketAddr::new(wildcard, options.port);
+        let (socket, sizes) = unbound(family, options)?;
+        let preferred = SocketAddr::new(family.wildcard(), options.port);
         if let Err(error) = socket.bind(&preferred.into()) {
             if error.kind() != io::ErrorKind::AddrInUse {
                 return Err(error);
             }
-            socket.bind(&SocketAddr::new(wildcard, 0).into())?;
+            socket.bind(&SocketAddr::new(family.wildcard(), 0).into())?;
         }
+        Self::new(socket, sizes, options)
+    }
+
+    /// One more socket at the same address. The kernel gives each source to one of them.
+    ///
+    /// # Errors
+    /// When the kernel has no `SO_REUSEPORT`, or no more sockets.
+    pub fn bind_beside(&self, options: SocketOptions) -> io::Result<Self> {
+        let family = match self.local {
+            SocketAddr::V4(_) => Family::V4,
+            SocketAddr::V6(_) => Family::V6,
+        };
+        // The first was bound without it: two gateways on a host must not share a port by mistake. It
+        // stays on, which takes a program of the same user that asks for just this port.
+        socket2::SockRef::from(&self.socket).set_reuse_port(true)?;
+        let (socket, sizes) = unbound(family, options)?;
+        socket.set_reuse_port(true)?;
+        socket.bind(&self.local.into())?;
+        Self::new(socket, sizes, options)
+    }
+
+    fn new(socket: Socket, sizes: (usize, usize), options: SocketOptions) -> io::Result<Self> {
         let socket: StdUdpSocket = socket.into();
         let state = UdpSocketState::new((&socket).into())?;
+        let gro = options.gro && state.gro_segments() > 1;
+        if !gro {
+            // The library has turned it on; a kernel that does not know it has nothing to turn off.
+            let _ = set_gro(&socket, false);
+        }
         let local = socket.local_addr()?;
         Ok(Self {
+            gso: options.gso && state.max_gso_segments() > 1,
+            gro,
             socket,
             state,
             local,
@@ -129,12 +148,44 @@ impl UdpSocket {
 
     /// How many datagrams one send may carry; 1 without `UDP_SEGMENT`.
     pub fn max_segments(&self) -> usize {
-        self.state.max_gso_segments()
+        if self.gso {
+            self.state.max_gso_segments()
+        } else {
+            1
+        }
     }
 
     /// Whether the kernel hands over trains of datagrams (`UDP_GRO`).
     pub fn has_gro(&self) -> bool {
-        self.state.gro_segments() > 1
+        self.gro
+    }
+
+    /// How many datagrams the kernel has dropped because this socket's buffer was full.
+    ///
+    /// # Errors
+    /// When the kernel does not tell (before Linux 4.12).
+    pub fn dropped(&self) -> io::Result<u32> {
+        /// `SK_MEMINFO_DROPS` of the kernel's `include/uapi/linux/sock_diag.h`.
+        const DROPS: usize = 8;
+        const SO_MEMINFO: libc::c_int = 55;
+
+        let mut values = [0u32; DROPS + 1];
+        let mut len = size_of_val(&values) as libc::socklen_t;
+        // SAFETY: the kernel writes at most `len` bytes, which is the size of `values`, and the new
+        // length; both live until it returns.
+        let result = unsafe {
+            libc::getsockopt(
+                self.socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                SO_MEMINFO,
+                values.as_mut_ptr().cast(),
+                &raw mut len,
+            )
+        };
+        if result < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(values[DROPS])
     }
 
     /// Receives into `buffers` without blocking and returns how many were filled.
@@ -211,6 +262,61 @@ impl AsFd for UdpSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
+}
+
+impl Family {
+    fn wildcard(self) -> IpAddr {
+        match self {
+            Self::V4 => Ipv4Addr::UNSPECIFIED.into(),
+            Self::V6 => Ipv6Addr::UNSPECIFIED.into(),
+        }
+    }
+}
+
+/// A socket with everything but an address, and the sizes of its buffers.
+fn unbound(family: Family, options: SocketOptions) -> io::Result<(Socket, (usize, usize))> {
+    let domain = match family {
+        Family::V4 => Domain::IPV4,
+        Family::V6 => Domain::IPV6,
+    };
+    let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
+    if family == Family::V6 {
+        socket.set_only_v6(true)?;
+    }
+    mark(&socket)?;
+    let sizes = (
+        grow(
+            options.send_buffer,
+            |n| socket.set_send_buffer_size(n),
+            || socket.send_buffer_size(),
+        ),
+        grow(
+            options.recv_buffer,
+            |n| socket.set_recv_buffer_size(n),
+            || socket.recv_buffer_size(),
+        ),
+    );
+    Ok((socket, sizes))
+}
+
+fn set_gro(socket: &StdUdpSocket, on: bool) -> io::Result<()> {
+    const UDP_GRO: libc::c_int = 104;
+
+    let value = libc::c_int::from(on);
+    // SAFETY: the kernel reads as many bytes as `value` has, while it lives.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_UDP,
+            UDP_GRO,
+            (&raw const value).cast(),
+            size_of_val(&value) as libc::socklen_t,
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 /// Sets the routing mark; without `CAP_NET_ADMIN` that is refused, and then the tunnel's policy
@@ -354,6 +460,31 @@ impl Sockets {
         }
     }
 
+    /// A set for each worker, all at the same addresses; the first one is bound by the rules of
+    /// [`Self::bind`]. Where the kernel gives fewer, there are fewer.
+    ///
+    /// # Errors
+    /// As [`Self::bind`].
+    pub fn bind_group(options: SocketOptions, count: usize) -> io::Result<Vec<Self>> {
+        let mut group = vec![Self::bind(options)?];
+        while group.len() < count {
+            let beside = |socket: &Option<UdpSocket>| {
+                socket
+                    .as_ref()
+                    .map(|socket| socket.bind_beside(options))
+                    .transpose()
+            };
+            match (beside(&group[0].v4), beside(&group[0].v6)) {
+                (Ok(v4), Ok(v6)) => group.push(Self { v4, v6 }),
+                (Err(error), _) | (_, Err(error)) => {
+                    tracing::warn!(%error, sockets = group.len(), "fewer sockets than workers");
+                    break;
+                }
+            }
+        }
+        Ok(group)
+    }
+
     /// The socket that reaches `destination`.
     pub fn for_destination(&self, destination: SocketAddr) -> Option<&UdpSocket> {
         match destination {
@@ -449,6 +580,93 @@ mod tests {
         };
         let second = UdpSocket::bind(Family::V4, options).unwrap();
         assert_ne!(first.local_addr().port(), second.local_addr().port());
+    }
+
+    fn group(options: SocketOptions, count: usize) -> Vec<Sockets> {
+        let options = SocketOptions { port: 0, ..options };
+        Sockets::bind_group(options, count).unwrap()
+    }
+
+    fn v4(sockets: &Sockets) -> &UdpSocket {
+        sockets.v4.as_ref().unwrap()
+    }
+
+    #[test]
+    fn the_sockets_of_a_group_share_an_address_and_each_source_keeps_to_one() {
+        let group = group(SocketOptions::default(), 3);
+        assert_eq!(group.len(), 3);
+        let to = loopback(v4(&group[0]));
+        for sockets in &group {
+            assert_eq!(loopback(v4(sockets)), to);
+        }
+        let senders: Vec<UdpSocket> = (0..64).map(|_| bind()).collect();
+        for _ in 0..3 {
+            for sender in &senders {
+                sender.send(None, to, 0, b"x", None).unwrap();
+            }
+        }
+        let mut sources = Vec::new();
+        for sockets in &group {
+            let got = recv_all(v4(sockets), 192);
+            assert!(!got.is_empty(), "every worker has something to do");
+            let mut own: Vec<u16> = got.iter().map(|(from, _)| from.port()).collect();
+            own.sort_unstable();
+            assert!(own.chunk_by(|a, b| a == b).all(|same| same.len() == 3));
+            own.dedup();
+            sources.extend(own);
+        }
+        assert_eq!(sources.len(), senders.len(), "no source is split");
+    }
+
+    #[test]
+    fn a_group_keeps_its_port_to_itself() {
+        let first = group(SocketOptions::default(), 2);
+        let options = SocketOptions {
+            port: loopback(v4(&first[0])).port(),
+            ..SocketOptions::default()
+        };
+        let second = Sockets::bind_group(options, 2).unwrap();
+        assert_ne!(loopback(v4(&second[0])), loopback(v4(&first[0])));
+    }
+
+    #[test]
+    fn offloads_that_are_not_wanted_are_off() {
+        let options = SocketOptions {
+            gso: false,
+            gro: false,
+            ..SocketOptions::default()
+        };
+        let group = group(options, 1);
+        let (off, on) = (v4(&group[0]), bind());
+        assert_eq!((off.max_segments(), off.has_gro()), (1, false));
+        assert!(on.max_segments() > 1 && on.has_gro(), "kernel of this host");
+        // A train arrives in as many buffers as it has datagrams.
+        let train = vec![7; 1000];
+        on.send(None, loopback(off), 0, &train, Some(100)).unwrap();
+        let mut buffers = RecvBuffers::new();
+        let filled = (0..2000).find_map(|_| {
+            std::thread::sleep(Duration::from_millis(1));
+            off.recv(&mut buffers).ok()
+        });
+        assert_eq!(filled, Some(10));
+    }
+
+    #[test]
+    fn datagrams_that_found_no_room_are_counted() {
+        let options = SocketOptions {
+            port: 0,
+            recv_buffer: BUFFER_FLOOR,
+            ..SocketOptions::default()
+        };
+        let full = UdpSocket::bind(Family::V4, options).unwrap();
+        assert_eq!(full.dropped().unwrap(), 0);
+        let sender = bind();
+        for _ in 0..1000 {
+            sender
+                .send(None, loopback(&full), 0, &[7; 1000], None)
+                .unwrap();
+        }
+        assert!(full.dropped().unwrap() > 0);
     }
 
     #[test]

@@ -350,6 +350,16 @@ pub const ALL: &[Definition] = &[
         read: |r| flag(r.status.device.up),
     },
     Definition {
+        name: "gateway.device.kernel_drops",
+        unit: "{packet}",
+        description: "What the kernel dropped before the gateway saw it: datagrams (udp), packets to clients (device)",
+        kind: Kind::Counter,
+        read: |r| {
+            let drops = r.status.device.kernel_drops;
+            counts("queue", [("udp", drops.udp), ("device", drops.device)])
+        },
+    },
+    Definition {
         name: "gateway.host.findings",
         unit: "{finding}",
         description: "What the preflight found on the host, by level",
