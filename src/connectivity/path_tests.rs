@@ -592,6 +592,25 @@ fn over_a_relay(w: &mut World) -> usize {
 }
 
 #[test]
+fn a_relay_that_was_quicker_at_first_does_not_delay_the_search_for_a_direct_path() {
+    let mut w = World::before(2, false, true);
+    w.direct_loss = 1.0;
+    w.run(1.0);
+    w.authorize();
+    w.run(0.3);
+    assert_eq!(w.kind(), Some(PathKind::RelayLocal));
+    w.direct_loss = 0.0;
+    w.run(3.0);
+    assert_eq!(w.kind(), Some(PathKind::Direct));
+    w.direct_loss = 1.0;
+    w.run(5.0);
+    assert_eq!(w.kind(), Some(PathKind::RelayLocal));
+    w.direct_loss = 0.0;
+    w.run(12.0);
+    assert_eq!(w.kind(), Some(PathKind::Direct));
+}
+
+#[test]
 fn a_relay_that_dies_is_replaced_by_the_one_that_is_kept_warm() {
     for phase in 0..10 {
         let mut w = World::with_relays(2);

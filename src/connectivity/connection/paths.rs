@@ -517,7 +517,10 @@ impl Connection {
 
     fn found(&mut self, now: Instant) {
         self.search.direct_since = Some(now);
-        self.search.sought = false;
+        if !std::mem::take(&mut self.search.sought) {
+            // It came by itself: that a relay was quicker at first says nothing about the next time.
+            self.search.interval = None;
+        }
         self.search
             .withdrawn
             .retain(|c| c.kind() == CandidateKind::Relayed);
