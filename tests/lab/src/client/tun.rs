@@ -54,8 +54,10 @@ impl Tun {
         let count =
             self.device
                 .recv_multiple(&mut self.read, &mut self.packets, &mut self.sizes, 0)?;
-        for (packet, size) in self.packets.iter().zip(&self.sizes).take(count) {
-            each(&packet[..*size]);
+        for (packet, size) in self.packets.iter_mut().zip(&self.sizes).take(count) {
+            let packet = &mut packet[..*size];
+            complete_udp6(packet);
+            each(packet);
         }
         Ok(())
     }
@@ -90,10 +92,42 @@ impl Tun {
     }
 }
 
+/// A sum of zero is sent as ones, because a zero says that there is no checksum, which IPv6 does not allow
+/// (RFC 8200 §8.1). The library leaves the zero.
+fn complete_udp6(packet: &mut [u8]) {
+    const UDP: u8 = 17;
+    if let [version, _, _, _, _, _, UDP, ..] = packet
+        && *version >> 4 == 6
+        && let Some(checksum) = packet.get_mut(46..48)
+        && *checksum == [0, 0]
+    {
+        checksum.fill(0xFF);
+    }
+}
+
 impl AsFd for Tun {
     fn as_fd(&self) -> BorrowedFd<'_> {
         let fd = self.device.as_raw_fd();
         // SAFETY: the descriptor belongs to `self.device`, which outlives the borrow of `self`.
         unsafe { BorrowedFd::borrow_raw(fd) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_zero_checksum_of_udp_over_ipv6_is_sent_as_ones() {
+        let mut packet = [0; 48];
+        packet[0] = 0x60;
+        packet[6] = 17;
+        complete_udp6(&mut packet);
+        assert_eq!(packet[46..], [0xFF, 0xFF]);
+        let mut other = packet;
+        other[6] = 6;
+        other[46..].fill(0);
+        complete_udp6(&mut other);
+        assert_eq!(other[46..], [0, 0]);
     }
 }
