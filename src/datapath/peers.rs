@@ -59,6 +59,11 @@ impl PathKind {
         }
     }
 
+    /// Whether a relay is in it, ours or the client's.
+    pub fn is_relayed(self) -> bool {
+        self != Self::Direct
+    }
+
     /// The name used in status, spans and metrics.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -10,9 +10,10 @@ use secrecy::ExposeSecret as _;
 
 use super::outbox::Outbox;
 use super::resolutions::{Announcement, Begun, Resolutions};
-use super::story::{SetUps, Story};
+use super::story::{PathEnd, Paths, SetUps, Story};
 use crate::access::{
-    Access, AccessEvent, DropReason, FlowReport, OpenPorts, Resolved, Tick, TunnelAddresses,
+    Access, AccessEvent, DropReason, FlowReport, OpenPorts, RemovalCause, Resolved, Tick,
+    TunnelAddresses,
 };
 use crate::admin::model::{ClientStatus, HandshakeStatus, PathChange, RelayStatus};
 use crate::connectivity::{self, Connectivity, Inbound, Transmit, Upsert};
@@ -24,6 +25,7 @@ use crate::packet::control::{self, Control};
 use crate::portal::messages::{
     ClientPeer, CreateAuthorization, Egress, FlowLogUploads, Ingress, Init, Interface,
 };
+use crate::telemetry::outage::Clients;
 use crate::wireguard::{self, Outgoing, Route, WireGuard};
 
 /// At most one `no_relays` in this time: each costs the portal a push.
@@ -79,6 +81,7 @@ pub struct Core {
     counters: Arc<Counters>,
     outbox: Outbox,
     set_ups: SetUps,
+    paths: Paths,
     resolutions: Resolutions,
     /// Names that were forgotten for lack of room.
     names_evicted: u64,
@@ -120,6 +123,7 @@ impl Core {
             counters,
             outbox: Outbox::default(),
             set_ups: SetUps::default(),
+            paths: Paths::default(),
             resolutions: Resolutions::default(),
             names_evicted: 0,
             log_flows: false,
@@ -299,6 +303,7 @@ impl Core {
             self.open_session(now, &client);
         }
         if upsert == Upsert::Created {
+            self.paths.close(now, client.id, PathEnd::Superseded);
             self.set_ups.begin(now, client.id);
         }
         self.publish(client.id);
@@ -384,7 +389,7 @@ impl Core {
             Ok(Control::Goodbye) => {
                 tracing::info!(%client, "The client said goodbye");
                 self.access.remove_client(client);
-                self.close(now, client);
+                self.close(now, client, PathEnd::Goodbye);
             }
             Ok(Control::AssignedIps {
                 resource,
@@ -486,7 +491,7 @@ impl Core {
         let clients: Vec<ClientId> = self.clients.keys().copied().collect();
         for client in clients {
             self.send_inner(now, client, &control::goodbye());
-            self.close(now, client);
+            self.close(now, client, PathEnd::Shutdown);
         }
         self.access.remove_all();
         self.drain(now);
@@ -494,8 +499,9 @@ impl Core {
         self.drain(now);
     }
 
-    fn close(&mut self, now: Instant, client: ClientId) {
+    fn close(&mut self, now: Instant, client: ClientId, why: PathEnd) {
         self.set_ups.fail(now, client, "closed");
+        self.paths.close(now, client, why);
         self.wireguard.remove(client);
         self.connectivity.remove(client);
         self.outbox.forget(client);
@@ -571,7 +577,12 @@ impl Core {
                 AccessEvent::ClientRemoved { client, cause } => {
                     tracing::info!(%client, cause = cause.as_str(), "Closing the client's connection");
                     self.send_inner(now, client, &control::goodbye());
-                    self.close(now, client);
+                    let why = match cause {
+                        // What else is on request has closed the connection before.
+                        RemovalCause::Requested => PathEnd::TokenRefused,
+                        cause => PathEnd::Removed(cause),
+                    };
+                    self.close(now, client, why);
                     self.outers.remove(&client);
                 }
             }
@@ -634,7 +645,7 @@ impl Core {
                     wireguard::Event::Failed(client) => {
                         tracing::info!(%client, "The client does not answer handshakes; connection dropped");
                         self.set_ups.fail(now, client, "handshake_timeout");
-                        self.close(now, client);
+                        self.close(now, client, PathEnd::Failed("handshake_timeout"));
                     }
                 }
             }
@@ -667,14 +678,15 @@ impl Core {
                 path,
                 reason,
             } => {
-                let reason = reason.as_str();
+                let why = reason.as_str();
                 match path {
                     Some(path) => tracing::info!(
-                        %client, path = path.kind.as_str(), remote = %path.destination, reason,
+                        %client, path = path.kind.as_str(), remote = %path.destination, reason = why,
                         "Path to the client"
                     ),
-                    None => tracing::info!(%client, reason, "No path to the client"),
+                    None => tracing::info!(%client, reason = why, "No path to the client"),
                 }
+                self.paths.changed(now, client, path, reason);
                 if let Some(path) = path {
                     self.set_ups.nominated(now, client, path.kind);
                     self.note_outer(now, client);
@@ -685,11 +697,12 @@ impl Core {
                 // The grants stay: the client may come back and believe them valid.
                 tracing::info!(%client, cause = cause.as_str(), "Connection failed");
                 self.set_ups.fail(now, client, cause.error_type());
-                self.close(now, client);
+                self.close(now, client, PathEnd::Failed(cause.error_type()));
             }
             connectivity::Event::RelaySocketsChanged(sockets) => self.table.set_relays(sockets),
             connectivity::Event::LastRelayLost => self.ask_for_relays(now),
             connectivity::Event::RelayEpisode(episode) => {
+                self.paths.relay_lost(&episode);
                 self.stories.push_back(Story::Relay(episode));
             }
         }
@@ -727,7 +740,13 @@ impl Core {
     pub fn poll_story(&mut self) -> Option<Story> {
         self.stories
             .pop_front()
+            .or_else(|| self.paths.poll().map(Story::Path))
             .or_else(|| self.set_ups.poll().map(Story::SetUp))
+    }
+
+    /// How many clients have a path.
+    pub fn served(&self) -> Clients {
+        self.paths.clients()
     }
 
     /// What flow logs are to be told next, with the ways that the flow's packets took.

@@ -448,6 +448,42 @@ fn the_set_up_of_a_connection_is_told_step_by_step() {
     assert_eq!(Some(told.until), told.handshake);
 }
 
+/// How the path of a connected client ended, after something happened.
+fn path_end(happens: impl FnOnce(&mut World)) -> &'static str {
+    let mut w = World::new();
+    w.authorize(1);
+    let _tunn = w.connect_client();
+    assert_eq!(w.core.served().all, 1);
+    happens(&mut w);
+    assert_eq!(w.core.served().all, 0);
+    let stories = std::iter::from_fn(|| w.core.poll_story());
+    let mut paths = stories.filter_map(|story| match story {
+        Story::Path(path) => Some(path.end.as_str()),
+        Story::Relay(_) | Story::SetUp(_) => None,
+    });
+    let end = paths.next().unwrap();
+    assert_eq!(paths.next(), None);
+    end
+}
+
+#[test]
+fn the_end_of_a_path_is_told_with_its_cause() {
+    assert_eq!(path_end(|w| w.core.shutdown(w.now)), "shutdown");
+    assert_eq!(path_end(|w| w.core.revoke_all(w.now)), "token_refused");
+    assert_eq!(path_end(|w| w.init(&[])), "resync");
+    let goodbye = control::goodbye();
+    assert_eq!(
+        path_end(|w| w.core.handle_control(w.now, client_id(), &goodbye)),
+        "goodbye"
+    );
+    let later = path_end(|w| {
+        for second in 0..120 {
+            w.core.handle_timeout(w.now + Duration::from_secs(second));
+        }
+    });
+    assert_eq!(later, "no_path");
+}
+
 #[test]
 fn a_set_up_that_comes_to_nothing_says_why() {
     let mut w = World::new();

@@ -423,7 +423,10 @@ impl SlowPath {
         let now = Instant::now();
         match event {
             Event::Connected => self.core.connected(now),
-            Event::Disconnected { undelivered, .. } => self.core.disconnected(now, undelivered),
+            Event::Disconnected { undelivered, .. } => {
+                self.portal.outage_met(self.core.served());
+                self.core.disconnected(now, undelivered);
+            }
             Event::Message(message) => {
                 self.core.handle_portal(now, message);
                 // The next beat shows it. There are thousands of these at once when the portal
@@ -472,7 +475,12 @@ impl SlowPath {
             }
         }
         while let Some(story) = self.core.poll_story() {
-            story.record(&opentelemetry::global::tracer(TRACER), Instant::now());
+            let (tracer, outage) = (opentelemetry::global::tracer(TRACER), self.portal.outage());
+            let effect = story.effect();
+            let span = story.record(&tracer, Instant::now(), outage);
+            if let Some(effect) = effect {
+                self.portal.outage_affected(effect, span);
+            }
         }
         while let Some((report, outers)) = self.core.poll_flow_report() {
             let log = self.config.flow_logs;

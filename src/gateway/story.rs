@@ -1,17 +1,21 @@
 //! Stories that are told once they are over: an allocation at a relay, the set-up of a client's
-//! connection.
+//! connection, a path to a client.
 
 use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use opentelemetry::KeyValue;
-use opentelemetry::trace::{Status, Tracer};
+use opentelemetry::trace::{SpanContext, Status, Tracer};
 
+use crate::access::RemovalCause;
+use crate::admin::model::PathReason;
 use crate::connectivity::relay::RelayError;
 use crate::connectivity::relay::episode::Episode;
-use crate::datapath::peers::PathKind;
+use crate::datapath::peers::{Path, PathKind};
 use crate::ids::ClientId;
 use crate::telemetry::names;
+use crate::telemetry::outage::{Affected, Clients, Culprit, Effect};
 use crate::telemetry::past::Past;
 
 /// A client that has a session and sends nothing for this long is set up all the same.
@@ -24,6 +28,197 @@ pub enum Story {
     Relay(Episode),
     /// The set-up of a connection.
     SetUp(SetUp),
+    /// A path to a client.
+    Path(PathEpisode),
+}
+
+/// The time that a client's packets took one path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PathEpisode {
+    /// Whose.
+    pub client: ClientId,
+    /// What kind of path it was.
+    pub kind: PathKind,
+    /// Our relay's address, if that was in it.
+    pub relay: Option<SocketAddr>,
+    /// When it began.
+    pub since: Instant,
+    /// When it ended.
+    pub until: Instant,
+    /// Why it began.
+    pub begin: PathReason,
+    /// Why it ended.
+    pub end: PathEnd,
+    /// What took its place.
+    pub next: Option<PathKind>,
+}
+
+/// Why a path to a client ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PathEnd {
+    /// It changed, or none works any more.
+    Changed(PathReason),
+    /// The same, because our relay is not used any more; whose doing that is.
+    RelayLost(Culprit),
+    /// The connection failed, with an `error.type`.
+    Failed(&'static str),
+    /// The client asked for a new connection.
+    Superseded,
+    /// The client said goodbye.
+    Goodbye,
+    /// The client's access ended.
+    Removed(RemovalCause),
+    /// The portal refused the token.
+    TokenRefused,
+    /// The gateway ends.
+    Shutdown,
+}
+
+impl PathEnd {
+    /// The value of `client.path.end.reason`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Changed(reason) => reason.as_str(),
+            Self::RelayLost(_) => PathReason::RelayLost.as_str(),
+            Self::Failed(kind) => kind,
+            Self::Superseded => "superseded",
+            Self::Goodbye => "goodbye",
+            Self::Removed(cause) => cause.as_str(),
+            Self::TokenRefused => "token_refused",
+            Self::Shutdown => "shutdown",
+        }
+    }
+
+    fn culprit(self) -> Culprit {
+        match self {
+            Self::RelayLost(culprit) => culprit,
+            Self::Changed(PathReason::RelayLost) => Culprit::Relay,
+            Self::Changed(PathReason::Withdrawn | PathReason::Nominated)
+            | Self::Superseded
+            | Self::Goodbye
+            | Self::Failed("handshake_timeout") => Culprit::Client,
+            Self::Changed(
+                PathReason::Dead
+                | PathReason::Returned
+                | PathReason::Disconnected
+                | PathReason::Updated,
+            )
+            | Self::Failed(_) => Culprit::Network,
+            Self::Removed(RemovalCause::Expired) => Culprit::Expiry,
+            Self::Removed(_) | Self::TokenRefused => Culprit::Portal,
+            Self::Shutdown => Culprit::Gateway,
+        }
+    }
+
+    /// Whether somebody wanted it so.
+    const fn on_purpose(self) -> bool {
+        matches!(
+            self,
+            Self::Superseded | Self::Goodbye | Self::Removed(_) | Self::Shutdown
+        )
+    }
+}
+
+/// Paths in use, and what is over.
+#[derive(Debug, Default)]
+pub(super) struct Paths {
+    open: HashMap<ClientId, PathEpisode>,
+    over: VecDeque<PathEpisode>,
+    /// Relays that were lost lately.
+    relays: VecDeque<(SocketAddr, Instant, Culprit)>,
+}
+
+/// So many lost relays are remembered.
+const LOST_RELAYS: usize = 16;
+
+impl Paths {
+    pub(super) fn changed(
+        &mut self,
+        now: Instant,
+        client: ClientId,
+        path: Option<Path>,
+        reason: PathReason,
+    ) {
+        let kind = path.map(|p| p.kind);
+        if let Some(open) = self.open.get_mut(&client)
+            && let (PathReason::Updated, Some(kind)) = (reason, kind)
+        {
+            open.kind = kind;
+            return;
+        }
+        self.end(now, client, PathEnd::Changed(reason), kind);
+        if let Some(path) = path {
+            let episode = PathEpisode {
+                client,
+                kind: path.kind,
+                relay: path.channel.map(|_| path.destination),
+                since: now,
+                until: now,
+                begin: reason,
+                end: PathEnd::Shutdown,
+                next: None,
+            };
+            self.open.insert(client, episode);
+        }
+    }
+
+    pub(super) fn close(&mut self, now: Instant, client: ClientId, end: PathEnd) {
+        self.end(now, client, end, None);
+    }
+
+    fn end(&mut self, now: Instant, client: ClientId, end: PathEnd, next: Option<PathKind>) {
+        if let Some(open) = self.open.remove(&client) {
+            self.over.push_back(PathEpisode {
+                until: now,
+                end,
+                next,
+                ..open
+            });
+        }
+    }
+
+    /// A relay is not used any more. Paths over it may have ended before.
+    pub(super) fn relay_lost(&mut self, episode: &Episode) {
+        let Some(server) = episode.server else { return };
+        if self.relays.len() == LOST_RELAYS {
+            self.relays.pop_front();
+        }
+        self.relays
+            .push_back((server, episode.until, relay_culprit(episode.end)));
+    }
+
+    pub(super) fn clients(&self) -> Clients {
+        Clients {
+            all: self.open.len(),
+            relayed: self.open.values().filter(|p| p.kind.is_relayed()).count(),
+        }
+    }
+
+    pub(super) fn poll(&mut self) -> Option<PathEpisode> {
+        let mut over = self.over.pop_front()?;
+        if over.end == PathEnd::Changed(PathReason::RelayLost) {
+            let lost = self
+                .relays
+                .iter()
+                .rev()
+                .find(|(server, at, _)| Some(*server) == over.relay && *at >= over.since);
+            if let Some((_, _, culprit)) = lost {
+                over.end = PathEnd::RelayLost(*culprit);
+            }
+        }
+        Some(over)
+    }
+}
+
+/// Whose doing the end of an episode with a relay is.
+fn relay_culprit(end: RelayError) -> Culprit {
+    match end {
+        RelayError::Withdrawn | RelayError::Replaced => Culprit::Portal,
+        // Credentials are good for a time, and only the portal has others.
+        RelayError::BadCredentials => Culprit::Portal,
+        RelayError::Released => Culprit::Gateway,
+        _ => Culprit::Relay,
+    }
 }
 
 /// The set-up of a client's connection, step by step.
@@ -137,12 +332,75 @@ impl SetUps {
 }
 
 impl Story {
-    /// As a span.
-    pub fn record<T: Tracer>(self, tracer: &T, now: Instant) {
-        match self {
-            Self::Relay(episode) => relay(episode).record(tracer, now),
-            Self::SetUp(set_up) => connection(&set_up).record(tracer, now),
-        }
+    /// What it means for an outage during which it ended. `None` if nobody is affected who did not
+    /// want it.
+    pub fn effect(&self) -> Option<Effect> {
+        let (affected, culprit) = match self {
+            Self::SetUp(_) => return None,
+            Self::Relay(episode) => (Affected::Relay, relay_culprit(episode.end)),
+            Self::Path(path) => {
+                let affected = match path.next {
+                    Some(_) => Affected::ClientMoved,
+                    None => Affected::ClientLost {
+                        relayed: path.kind.is_relayed(),
+                    },
+                };
+                (affected, path.end.culprit())
+            }
+        };
+        let wanted = match affected {
+            Affected::ClientMoved => false,
+            Affected::Relay | Affected::ClientLost { .. } => {
+                matches!(culprit, Culprit::Client | Culprit::Gateway)
+            }
+        };
+        (!wanted).then_some(Effect { affected, culprit })
+    }
+
+    /// As a span, linked to the outage that is on.
+    pub fn record<T: Tracer>(
+        self,
+        tracer: &T,
+        now: Instant,
+        outage: Option<SpanContext>,
+    ) -> SpanContext {
+        let past = match self {
+            Self::Relay(episode) => relay(episode),
+            Self::SetUp(set_up) => connection(&set_up),
+            Self::Path(path) => self::path(&path),
+        };
+        Past { outage, ..past }.record(tracer, now)
+    }
+}
+
+fn path(path: &PathEpisode) -> Past {
+    let mut attributes = vec![
+        KeyValue::new(names::CLIENT_ID, path.client.to_string()),
+        KeyValue::new(names::CLIENT_PATH, path.kind.as_str()),
+        KeyValue::new(names::CLIENT_PATH_BEGIN_REASON, path.begin.as_str()),
+        KeyValue::new(names::CLIENT_PATH_END_REASON, path.end.as_str()),
+    ];
+    if let Some(relay) = path.relay {
+        attributes.push(KeyValue::new(names::SERVER_ADDRESS, relay.ip().to_string()));
+        attributes.push(KeyValue::new(names::SERVER_PORT, i64::from(relay.port())));
+    }
+    if let Some(next) = path.next {
+        attributes.push(KeyValue::new(names::CLIENT_PATH_NEXT, next.as_str()));
+    }
+    let status = if path.next.is_some() || path.end.on_purpose() {
+        Status::Ok
+    } else {
+        attributes.push(KeyValue::new(names::ERROR_TYPE, path.end.as_str()));
+        Status::error("the client has no path any more")
+    };
+    Past {
+        name: names::span::CONNECTION_PATH,
+        since: path.since,
+        until: path.until,
+        attributes,
+        events: Vec::new(),
+        outage: None,
+        status,
     }
 }
 
@@ -176,7 +434,7 @@ fn relay(episode: Episode) -> Past {
         until: episode.until,
         attributes,
         events: Vec::new(),
-        links: Vec::new(),
+        outage: None,
         status,
     }
 }
@@ -208,16 +466,20 @@ fn connection(set_up: &SetUp) -> Past {
             .into_iter()
             .filter_map(|(name, at)| Some((name, at?)))
             .collect(),
-        links: Vec::new(),
+        outage: None,
         status,
     }
 }
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use uuid::Uuid;
 
     use super::*;
+    use crate::connectivity::relay::episode::EpisodeBegin;
+    use crate::ids::RelayId;
 
     const SECOND: Duration = Duration::from_secs(1);
     const CLIENT: ClientId = ClientId(Uuid::from_u128(1));
@@ -292,5 +554,114 @@ mod tests {
         set_ups.fail(start + 2 * SECOND, CLIENT, "no_path");
         let told = set_ups.poll().map(|s| (s.until, s.failure));
         assert_eq!(told, Some((start + SECOND, None)));
+    }
+
+    const RELAY: &str = "203.0.113.9:3478";
+
+    fn over(relay: Option<&str>) -> Option<Path> {
+        Some(Path {
+            source: None,
+            destination: relay.unwrap_or("192.0.2.9:40000").parse().unwrap(),
+            channel: relay.map(|_| 0x4000),
+            kind: match relay {
+                Some(_) => PathKind::RelayLocal,
+                None => PathKind::Direct,
+            },
+        })
+    }
+
+    fn lost(now: Instant, end: RelayError) -> Episode {
+        Episode {
+            relay: RelayId(Uuid::from_u128(9)),
+            server: Some(RELAY.parse().unwrap()),
+            since: now,
+            until: now,
+            begin: EpisodeBegin::Offered,
+            end,
+            flaps: 0,
+        }
+    }
+
+    #[test]
+    fn a_path_is_told_with_what_took_its_place() {
+        let start = Instant::now();
+        let mut paths = Paths::default();
+        paths.changed(start, CLIENT, over(Some(RELAY)), PathReason::Nominated);
+        paths.changed(
+            start + SECOND,
+            CLIENT,
+            over(Some(RELAY)),
+            PathReason::Updated,
+        );
+        assert_eq!(paths.clients(), Clients { all: 1, relayed: 1 });
+        paths.changed(
+            start + 2 * SECOND,
+            CLIENT,
+            over(None),
+            PathReason::Nominated,
+        );
+        assert_eq!(paths.clients(), Clients { all: 1, relayed: 0 });
+        let told = paths.poll().unwrap();
+        assert_eq!((told.since, told.until), (start, start + 2 * SECOND));
+        assert_eq!(
+            (told.kind, told.next),
+            (PathKind::RelayLocal, Some(PathKind::Direct))
+        );
+        assert_eq!(told.relay, Some(RELAY.parse().unwrap()));
+        let effect = Story::Path(told).effect().unwrap();
+        assert_eq!(effect.affected, Affected::ClientMoved);
+
+        paths.changed(start + 3 * SECOND, CLIENT, None, PathReason::Disconnected);
+        paths.close(start + 4 * SECOND, CLIENT, PathEnd::Failed("no_path"));
+        let told = paths.poll().unwrap();
+        assert_eq!(told.end.as_str(), "disconnected");
+        assert_eq!(paths.poll(), None, "it was lost once");
+        let effect = Story::Path(told).effect().unwrap();
+        assert_eq!(effect.affected, Affected::ClientLost { relayed: false });
+        assert_eq!(effect.culprit, Culprit::Network);
+        assert_eq!(paths.clients(), Clients::default());
+    }
+
+    #[test]
+    fn a_path_over_a_relay_that_the_portal_took_away_is_the_portals_doing() {
+        for (end, culprit) in [
+            (RelayError::Withdrawn, Culprit::Portal),
+            (RelayError::BadCredentials, Culprit::Portal),
+            (RelayError::NoResponse, Culprit::Relay),
+        ] {
+            // Which of them is heard of first depends on the connection.
+            for path_first in [true, false] {
+                let now = Instant::now();
+                let mut paths = Paths::default();
+                paths.changed(now, CLIENT, over(Some(RELAY)), PathReason::Nominated);
+                let episode = lost(now + SECOND, end);
+                if !path_first {
+                    paths.relay_lost(&episode);
+                }
+                paths.changed(now + SECOND, CLIENT, None, PathReason::RelayLost);
+                if path_first {
+                    paths.relay_lost(&episode);
+                }
+                let effect = Story::Path(paths.poll().unwrap()).effect().unwrap();
+                assert_eq!(effect.culprit, culprit, "{end:?}");
+                assert_eq!(effect.affected, Affected::ClientLost { relayed: true });
+                assert_eq!(
+                    Story::Relay(episode).effect().map(|e| e.culprit),
+                    Some(culprit)
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn who_leaves_is_not_cut() {
+        for end in [PathEnd::Goodbye, PathEnd::Superseded, PathEnd::Shutdown] {
+            let now = Instant::now();
+            let mut paths = Paths::default();
+            paths.changed(now, CLIENT, over(None), PathReason::Nominated);
+            paths.close(now, CLIENT, end);
+            let told = Story::Path(paths.poll().unwrap());
+            assert_eq!(told.effect(), None, "{end:?}");
+        }
     }
 }

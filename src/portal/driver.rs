@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime};
 
+use opentelemetry::trace::SpanContext;
 use rustls::ClientConfig;
 use secrecy::{ExposeSecret, SecretString};
 use tokio::time::{sleep_until, timeout};
@@ -31,6 +32,7 @@ use super::history::History;
 use super::login::{LoginError, LoginUrl, Protocol, external_id};
 use super::messages::Egress;
 use crate::admin::model::PortalStatus;
+use crate::telemetry::outage::{Clients, Effect};
 
 /// Longest time that an orderly end may take.
 pub const SHUTDOWN_LIMIT: Duration = Duration::from_millis(500);
@@ -199,6 +201,21 @@ impl Driver {
     /// Whether messages can be sent.
     pub fn is_joined(&self) -> bool {
         self.channel.is_joined()
+    }
+
+    /// The span of the outage that is on, for what happens meanwhile to link to.
+    pub fn outage(&self) -> Option<SpanContext> {
+        self.trace.outage()
+    }
+
+    /// Tells who was served when the outage that is on began.
+    pub fn outage_met(&mut self, clients: Clients) {
+        self.trace.met(clients);
+    }
+
+    /// Tells what happened during the outage that is on, if one is.
+    pub fn outage_affected(&mut self, effect: Effect, span: SpanContext) {
+        self.trace.affected(effect, span);
     }
 
     /// Carries out what the channel decided.

@@ -6,6 +6,7 @@
 mod export;
 pub mod metrics;
 pub mod names;
+pub mod outage;
 pub mod past;
 mod watched;
 mod writer;

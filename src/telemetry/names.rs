@@ -62,6 +62,28 @@ pub const PORTAL_OUTAGE_CAUSE: &str = "portal.outage.cause";
 pub const PORTAL_OUTAGE_LAST_CAUSE: &str = "portal.outage.last_cause";
 /// How an outage ended: `joined`, `gave_up` or `abandoned` (see `portal::channel::Outcome`).
 pub const PORTAL_OUTAGE_OUTCOME: &str = "portal.outage.outcome";
+/// Why a span is linked to or from an outage: `session` (the one that was lost), `attempt`,
+/// `relay_lost`, `client_lost`, `client_moved`, or `outage` for the way back.
+pub const PORTAL_OUTAGE_LINK: &str = "portal.outage.link";
+/// Whose doing it is that something ended during an outage: `portal`, `relay`, `network`, `client` or
+/// `expiry` (on links).
+pub const PORTAL_OUTAGE_EFFECT_CAUSE: &str = "portal.outage.effect.cause";
+/// Clients that had a path when an outage began.
+pub const PORTAL_OUTAGE_CLIENTS: &str = "portal.outage.clients";
+/// Those of them whose path led over a relay.
+pub const PORTAL_OUTAGE_CLIENTS_RELAYED: &str = "portal.outage.clients_relayed";
+/// How often a client lost its path during an outage.
+pub const PORTAL_OUTAGE_CLIENTS_LOST: &str = "portal.outage.clients_lost";
+/// How often that was a path over a relay.
+pub const PORTAL_OUTAGE_CLIENTS_LOST_RELAYED: &str = "portal.outage.clients_lost_relayed";
+/// How often that was the portal's doing.
+pub const PORTAL_OUTAGE_CLIENTS_LOST_BY_PORTAL: &str = "portal.outage.clients_lost_by_portal";
+/// How often a client's path became another one during an outage.
+pub const PORTAL_OUTAGE_CLIENTS_MOVED: &str = "portal.outage.clients_moved";
+/// Relay episodes that ended during an outage.
+pub const PORTAL_OUTAGE_RELAYS_LOST: &str = "portal.outage.relays_lost";
+/// How many of them were the portal's doing.
+pub const PORTAL_OUTAGE_RELAYS_LOST_BY_PORTAL: &str = "portal.outage.relays_lost_by_portal";
 /// `code` of the problem document (RFC 9457) that came with a refusal.
 pub const PORTAL_PROBLEM_CODE: &str = "portal.problem.code";
 /// Close code (RFC 6455 §7.4) with which the connection ended.
@@ -80,6 +102,12 @@ pub const STUN_ERROR_CODE: &str = "stun.error_code";
 
 /// `direct`, `relay_local`, `relay_remote` or `relay_both`.
 pub const CLIENT_PATH: &str = "client.path";
+/// Why a client's path began (see `admin::model::PathReason`).
+pub const CLIENT_PATH_BEGIN_REASON: &str = "client.path.begin.reason";
+/// Why it ended.
+pub const CLIENT_PATH_END_REASON: &str = "client.path.end.reason";
+/// The path that took its place, if one did.
+pub const CLIENT_PATH_NEXT: &str = "client.path.next";
 /// Client, by the id that the portal gave it; on spans only.
 pub const CLIENT_ID: &str = "client.id";
 
@@ -97,7 +125,7 @@ pub mod span {
     pub const WS_UPGRADE: &str = "websocket.upgrade";
     /// Join of the Phoenix channel.
     pub const CHANNEL_JOIN: &str = "channel.join";
-    /// One outage of the portal, recorded at its end.
+    /// One outage of the portal, exported at its end.
     pub const PORTAL_OUTAGE: &str = "portal.outage";
     /// One attempt to allocate at a relay.
     pub const TURN_ALLOCATE: &str = "relay.allocate";
@@ -105,6 +133,8 @@ pub mod span {
     pub const RELAY_EPISODE: &str = "relay.episode";
     /// Set-up of one client connection, from authorization to the first packet.
     pub const CONNECTION_ESTABLISH: &str = "connection.establish";
+    /// The time that a client's packets took one path, recorded at its end.
+    pub const CONNECTION_PATH: &str = "connection.path";
 }
 
 /// Metrics. Units are in the names' documentation and follow the conventions: seconds, bytes.

@@ -6,6 +6,8 @@ use std::time::{Instant, SystemTime};
 use opentelemetry::trace::{Event, Link, Span as _, SpanContext, SpanKind, Status, Tracer};
 use opentelemetry::{Context, KeyValue};
 
+use super::names;
+
 /// Name of the tracer that such spans are recorded with.
 pub const TRACER: &str = "firezone-gateway";
 
@@ -22,15 +24,15 @@ pub struct Past {
     pub attributes: Vec<KeyValue>,
     /// What happened in it, and when.
     pub events: Vec<(&'static str, Instant)>,
-    /// Spans that belong to it without being part of it.
-    pub links: Vec<SpanContext>,
+    /// The outage of the portal that was on when it ended.
+    pub outage: Option<SpanContext>,
     /// How it ended.
     pub status: Status,
 }
 
 impl Past {
-    /// Records it. `now` is the present, which dates everything else.
-    pub fn record<T: Tracer>(self, tracer: &T, now: Instant) {
+    /// Records it. `now` is the present, which dates everything else. Returns what others link to.
+    pub fn record<T: Tracer>(self, tracer: &T, now: Instant) -> SpanContext {
         let wall = SystemTime::now();
         let date = |at: Instant| {
             wall.checked_sub(now.saturating_duration_since(at))
@@ -47,9 +49,16 @@ impl Past {
             .with_start_time(date(self.since))
             .with_attributes(self.attributes)
             .with_events(events)
-            .with_links(self.links.into_iter().map(Link::with_context).collect())
+            .with_links(self.outage.map(outage_link).into_iter().collect())
             .start_with_context(tracer, &Context::new());
         span.set_status(self.status);
         span.end_with_timestamp(date(self.until));
+        span.span_context().clone()
     }
+}
+
+/// The link of whatever happens while the portal is away.
+fn outage_link(outage: SpanContext) -> Link {
+    let attributes = vec![KeyValue::new(names::PORTAL_OUTAGE_LINK, "outage")];
+    Link::new(outage, attributes, 0)
 }

@@ -4,7 +4,10 @@
 
 use std::sync::Mutex;
 
-use opentelemetry::trace::{Span as _, SpanId, Status, Tracer as _, TracerProvider as _};
+use opentelemetry::KeyValue;
+use opentelemetry::trace::{
+    Link, Span as _, SpanContext, SpanId, Status, Tracer, TracerProvider as _,
+};
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{SdkTracerProvider, SpanData, SpanExporter};
 use serde_json::json;
@@ -17,6 +20,7 @@ use crate::portal::channel::{EndedOutage, Outcome};
 use crate::portal::error::ErrorType;
 use crate::portal::messages::Ingress;
 use crate::portal::test_portal::{Peer, answer, listen};
+use crate::telemetry::outage::{self, Affected, Culprit, Outage};
 
 const UNAUTHORIZED: &str = "HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n";
 const BUSY: &str =
@@ -320,11 +324,46 @@ async fn attempts_and_outages_become_spans() {
     assert!(!format!("{spans:?}").contains("secret-token"));
 }
 
+fn an_attempt(tracer: &impl Tracer, n: i64, joined: bool) -> outage::Attempt {
+    let mut attributes = vec![KeyValue::new("portal.attempt", n)];
+    if !joined {
+        attributes.push(KeyValue::new("error.type", "dns"));
+    }
+    outage::Attempt {
+        span: tracer.start("portal.connect").span_context().clone(),
+        attributes,
+        joined,
+    }
+}
+
+/// Kinds of links in order, each with the attributes it has besides.
+fn links(span: &SpanData) -> Vec<(String, SpanContext, String)> {
+    let told = |link: &Link| {
+        let mut kind = String::new();
+        let mut rest = Vec::new();
+        for kv in &link.attributes {
+            match kv.key.as_str() {
+                "portal.outage.link" => kind = kv.value.to_string(),
+                name => rest.push(format!("{name}={}", kv.value)),
+            }
+        }
+        (kind, link.span_context.clone(), rest.join(" "))
+    };
+    span.links.iter().map(told).collect()
+}
+
 #[test]
-fn an_outage_is_recorded_at_its_end_with_the_times_it_had() {
+fn an_outage_is_told_at_its_end_with_the_times_it_had_and_its_attempts_in_order() {
     let exported = Exported::default();
     let tracer = exported.provider().tracer("test");
-    let attempt = tracer.start("portal.connect").span_context().clone();
+    let mut attempts = outage::Attempts::default();
+    let session = an_attempt(&tracer, 1, true);
+    let failed = an_attempt(&tracer, 1, false);
+    let joined = an_attempt(&tracer, 2, true);
+    for attempt in [&session, &failed, &joined] {
+        attempts.push(attempt.clone());
+    }
+    exported.take();
     let now = Instant::now() + Duration::from_secs(1000);
     let ended = EndedOutage {
         since: now - Duration::from_secs(610),
@@ -334,13 +373,17 @@ fn an_outage_is_recorded_at_its_end_with_the_times_it_had() {
         failures: 9,
         outcome: Outcome::Joined,
     };
-    trace::record_outage(&tracer, &ended, [attempt.clone()], now);
-    for outcome in [Outcome::GaveUp, Outcome::Abandoned] {
-        trace::record_outage(&tracer, &EndedOutage { outcome, ..ended }, [], now);
+    for outcome in [Outcome::Joined, Outcome::GaveUp, Outcome::Abandoned] {
+        let open = Outage::begin(&tracer, ended.since, now);
+        let context = open.context().clone();
+        open.end(trace::end_of(&EndedOutage { outcome, ..ended }), &attempts);
+        attempts.keep_latest();
+        let spans = exported.0.lock().unwrap();
+        assert_eq!(spans.last().unwrap().span_context, context);
     }
 
     let spans = exported.take();
-    let [_, outage, gave_up, abandoned] = spans.as_slice() else {
+    let [outage, gave_up, abandoned] = spans.as_slice() else {
         panic!("{spans:?}");
     };
     let length = outage.end_time.duration_since(outage.start_time).unwrap();
@@ -349,7 +392,22 @@ fn an_outage_is_recorded_at_its_end_with_the_times_it_had() {
     assert!((9.9..20.0).contains(&age.as_secs_f64()), "{age:?}");
     assert_eq!(outage.name, "portal.outage");
     assert_eq!(outage.parent_span_id, SpanId::INVALID);
-    assert_eq!(outage.links[0].span_context, attempt);
+    let link = |kind: &str, attempt: &outage::Attempt, rest: &str| {
+        (kind.to_owned(), attempt.span.clone(), rest.to_owned())
+    };
+    assert_eq!(
+        links(outage),
+        [
+            link("session", &session, "portal.attempt=1"),
+            link("attempt", &failed, "portal.attempt=1 error.type=dns"),
+            link("session", &joined, "portal.attempt=2"),
+        ]
+    );
+    // What is lost next is the session that the last attempt made.
+    assert_eq!(
+        links(gave_up),
+        [link("session", &joined, "portal.attempt=2")]
+    );
     assert_eq!(outage.status, Status::Ok);
     assert_eq!(attribute(outage, "portal.outage.failures").unwrap(), "9");
     assert_eq!(attribute(outage, "portal.outage.cause").unwrap(), "dns");
@@ -378,4 +436,111 @@ fn an_outage_is_recorded_at_its_end_with_the_times_it_had() {
     );
     assert_eq!(attribute(gave_up, "error.type").unwrap(), "http_5xx");
     assert!(matches!(gave_up.status, Status::Error { .. }));
+}
+
+#[test]
+fn an_outage_tells_whom_it_cut_and_whom_something_else_did() {
+    let exported = Exported::default();
+    let tracer = exported.provider().tracer("test");
+    let now = Instant::now();
+    let mut open = Outage::begin(&tracer, now, now);
+    open.met(Clients { all: 5, relayed: 3 });
+    open.met(Clients::default());
+    let lost = Affected::ClientLost { relayed: true };
+    for (affected, culprit) in [
+        (Affected::Relay, Culprit::Relay),
+        (lost, Culprit::Relay),
+        (Affected::ClientMoved, Culprit::Network),
+        (lost, Culprit::Portal),
+    ] {
+        let span = tracer.start("other").span_context().clone();
+        open.affected(Effect { affected, culprit }, span);
+    }
+    let ended = EndedOutage {
+        since: now,
+        until: now + Duration::from_secs(60),
+        cause: ErrorType::Dns,
+        last_cause: ErrorType::Dns,
+        failures: 1,
+        outcome: Outcome::Joined,
+    };
+    open.end(trace::end_of(&ended), &outage::Attempts::default());
+
+    let spans = exported.take();
+    let outage = spans.last().unwrap();
+    for (name, value) in [
+        ("clients", "5"),
+        ("clients_relayed", "3"),
+        ("clients_lost", "2"),
+        ("clients_lost_relayed", "2"),
+        ("clients_lost_by_portal", "1"),
+        ("clients_moved", "1"),
+        ("relays_lost", "1"),
+        ("relays_lost_by_portal", "0"),
+    ] {
+        let told = attribute(outage, &format!("portal.outage.{name}"));
+        assert_eq!(told.as_deref(), Some(value), "{name}");
+    }
+    let told: Vec<_> = links(outage)
+        .into_iter()
+        .map(|(kind, _, rest)| format!("{kind} {rest}"))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            "relay_lost portal.outage.effect.cause=relay",
+            "client_lost portal.outage.effect.cause=relay",
+            "client_moved portal.outage.effect.cause=network",
+            "client_lost portal.outage.effect.cause=portal",
+        ]
+    );
+    assert_eq!(links(outage)[0].1, spans[0].span_context);
+}
+
+#[test]
+fn links_of_an_outage_are_bounded_and_keep_its_beginning_and_its_end() {
+    let exported = Exported::default();
+    let tracer = exported.provider().tracer("test");
+    let now = Instant::now();
+    let mut attempts = outage::Attempts::default();
+    for n in 1..=500 {
+        attempts.push(an_attempt(&tracer, n, false));
+    }
+    let mut open = Outage::begin(&tracer, now, now);
+    for _ in 0..500 {
+        let span = tracer.start("other").span_context().clone();
+        let effect = Effect {
+            affected: Affected::Relay,
+            culprit: Culprit::Relay,
+        };
+        open.affected(effect, span);
+    }
+    let ended = EndedOutage {
+        since: now,
+        until: now,
+        cause: ErrorType::Dns,
+        last_cause: ErrorType::Dns,
+        failures: 500,
+        outcome: Outcome::Joined,
+    };
+    open.end(trace::end_of(&ended), &attempts);
+
+    let spans = exported.take();
+    let outage = spans.last().unwrap();
+    assert_eq!(outage.links.dropped_count, 0);
+    let links = links(outage);
+    let attempts: Vec<_> = links.iter().filter(|l| l.0 == "attempt").collect();
+    assert!(attempts[0].2.starts_with("portal.attempt=1 "));
+    assert!(
+        attempts
+            .last()
+            .unwrap()
+            .2
+            .starts_with("portal.attempt=500 ")
+    );
+    assert!(links.iter().any(|l| l.0 == "relay_lost"));
+    assert_eq!(
+        attribute(outage, "portal.outage.relays_lost").unwrap(),
+        "500"
+    );
 }

@@ -1,10 +1,11 @@
-//! Spans of attempts and outages. An attempt is a trace of its own, linked to the one before; an
-//! outage is recorded when it ends, since a span that stays open for hours is seen by nobody.
+//! Spans of attempts and outages. An attempt is a trace of its own, linked to the one before and to
+//! the outage it belongs to.
 
 use std::time::{Duration, Instant};
 
 use opentelemetry::KeyValue;
-use opentelemetry::trace::{SpanContext, Status, TraceContextExt, Tracer};
+use opentelemetry::global::BoxedSpan;
+use opentelemetry::trace::{SpanContext, Status, TraceContextExt};
 use tracing::{Span, field, info_span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
@@ -12,19 +13,18 @@ use crate::portal::channel::{Attempt, EndedOutage, Milestone, Outcome};
 use crate::portal::error::Failure;
 use crate::portal::login::LoginUrl;
 use crate::telemetry::names;
-use crate::telemetry::past::{Past, TRACER};
-
-/// An outage links to so many of its attempts, the latest ones.
-const MAX_LINKS: usize = 64;
+use crate::telemetry::outage::{self, Attempts, Clients, Effect, Outage};
+use crate::telemetry::past::TRACER;
 
 pub(super) struct Trace {
     host: String,
     port: u16,
     attempt: Option<Span>,
     join: Option<Span>,
-    /// Attempts since the last outage ended.
-    recent: Vec<SpanContext>,
+    /// Since the last outage ended, and the one before.
+    attempts: Attempts,
     previous: Option<SpanContext>,
+    outage: Option<Outage<BoxedSpan>>,
 }
 
 impl Trace {
@@ -34,8 +34,9 @@ impl Trace {
             port: login.port(),
             attempt: None,
             join: None,
-            recent: Vec::new(),
+            attempts: Attempts::default(),
             previous: None,
+            outage: None,
         }
     }
 
@@ -62,12 +63,21 @@ impl Trace {
         if let Some(previous) = self.previous.take() {
             span.add_link(previous);
         }
+        if let Some(outage) = &self.outage {
+            let attributes = vec![KeyValue::new(names::PORTAL_OUTAGE_LINK, "outage")];
+            span.add_link_with_attributes(outage.context().clone(), attributes);
+        }
         let context = span.context().span().span_context().clone();
         if context.is_valid() {
-            if self.recent.len() == MAX_LINKS {
-                self.recent.remove(0);
-            }
-            self.recent.push(context.clone());
+            self.attempts.push(outage::Attempt {
+                span: context.clone(),
+                attributes: vec![
+                    KeyValue::new(names::PORTAL_ATTEMPT, i64::from(attempt.of_outage)),
+                    KeyValue::new(names::PORTAL_BACKOFF_DELAY_MS, millis(attempt.delay)),
+                    KeyValue::new(names::PORTAL_CAUSE, attempt.cause.as_str()),
+                ],
+                joined: false,
+            });
             self.previous = Some(context);
         }
         self.attempt = Some(span.clone());
@@ -86,13 +96,26 @@ impl Trace {
                     ));
                 }
             }
-            Milestone::AttemptSucceeded | Milestone::AttemptAbandoned => {
+            Milestone::AttemptSucceeded => {
+                self.join = None;
+                self.attempt = None;
+                if let Some(attempt) = self.attempts.latest() {
+                    attempt.joined = true;
+                }
+            }
+            Milestone::AttemptAbandoned => {
                 self.join = None;
                 self.attempt = None;
             }
             // The outage tells how many there were, and the attempts what they were.
-            Milestone::Failed(_) => {}
+            Milestone::Failed(_) => {
+                self.open_outage(now, now);
+            }
             Milestone::AttemptFailed(failure) => {
+                if let Some(attempt) = self.attempts.latest() {
+                    let kind = KeyValue::new(names::ERROR_TYPE, failure.kind.as_str());
+                    attempt.attributes.push(kind);
+                }
                 if let Some(join) = self.join.take() {
                     mark_failed(&join, &failure);
                 }
@@ -110,48 +133,63 @@ impl Trace {
                     }
                 }
             }
-            Milestone::OutageEnded(outage) => {
-                let tracer = opentelemetry::global::tracer(TRACER);
-                record_outage(&tracer, &outage, self.recent.drain(..), now);
+            Milestone::OutageEnded(ended) => {
+                self.open_outage(ended.since, now);
+                if let Some(outage) = self.outage.take() {
+                    outage.end(end_of(&ended), &self.attempts);
+                }
+                self.attempts.keep_latest();
             }
+        }
+    }
+
+    fn open_outage(&mut self, since: Instant, now: Instant) {
+        self.outage.get_or_insert_with(|| {
+            Outage::begin(&opentelemetry::global::tracer(TRACER), since, now)
+        });
+    }
+
+    /// The span of the outage that is on.
+    pub(super) fn outage(&self) -> Option<SpanContext> {
+        self.outage.as_ref().map(|o| o.context().clone())
+    }
+
+    pub(super) fn met(&mut self, clients: Clients) {
+        if let Some(outage) = &mut self.outage {
+            outage.met(clients);
+        }
+    }
+
+    pub(super) fn affected(&mut self, effect: Effect, span: SpanContext) {
+        if let Some(outage) = &mut self.outage {
+            outage.affected(effect, span);
         }
     }
 }
 
-/// Records an outage with the times it had. Attempts are linked, not children: they are over and
-/// exported long before it is known that there is an outage to speak of.
-pub(super) fn record_outage<T: Tracer>(
-    tracer: &T,
-    outage: &EndedOutage,
-    attempts: impl IntoIterator<Item = SpanContext>,
-    now: Instant,
-) {
+/// What the span of an outage says at its end.
+pub(super) fn end_of(ended: &EndedOutage) -> outage::End {
     let mut attributes = vec![
-        KeyValue::new(names::PORTAL_OUTAGE_FAILURES, i64::from(outage.failures)),
-        KeyValue::new(names::PORTAL_OUTAGE_CAUSE, outage.cause.as_str()),
-        KeyValue::new(names::PORTAL_OUTAGE_LAST_CAUSE, outage.last_cause.as_str()),
-        KeyValue::new(names::PORTAL_OUTAGE_OUTCOME, outage.outcome.as_str()),
+        KeyValue::new(names::PORTAL_OUTAGE_FAILURES, i64::from(ended.failures)),
+        KeyValue::new(names::PORTAL_OUTAGE_CAUSE, ended.cause.as_str()),
+        KeyValue::new(names::PORTAL_OUTAGE_LAST_CAUSE, ended.last_cause.as_str()),
+        KeyValue::new(names::PORTAL_OUTAGE_OUTCOME, ended.outcome.as_str()),
     ];
-    let status = match outage.outcome {
+    let status = match ended.outcome {
         // Errors that were retried until it worked do not make the whole a failure.
         Outcome::Joined => Status::Ok,
         Outcome::GaveUp => {
-            attributes.push(KeyValue::new(names::ERROR_TYPE, outage.last_cause.as_str()));
+            attributes.push(KeyValue::new(names::ERROR_TYPE, ended.last_cause.as_str()));
             Status::error("the portal was not reached again")
         }
         // We were asked to end; nobody knows how it would have gone on.
         Outcome::Abandoned => Status::Unset,
     };
-    let past = Past {
-        name: names::span::PORTAL_OUTAGE,
-        since: outage.since,
-        until: outage.until,
+    outage::End {
+        until: ended.until,
         attributes,
-        events: Vec::new(),
-        links: attempts.into_iter().collect(),
         status,
-    };
-    past.record(tracer, now);
+    }
 }
 
 fn mark_failed(span: &Span, failure: &Failure) {
@@ -159,6 +197,6 @@ fn mark_failed(span: &Span, failure: &Failure) {
     span.record(names::OTEL_STATUS_CODE, "ERROR");
 }
 
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
