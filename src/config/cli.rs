@@ -20,10 +20,12 @@ const AFTER_HELP: &str = "\
 Settings are taken from the command line, then from the environment; an empty variable counts as \
 unset. `check-config` shows what is in force and where it came from.
 
-Export follows the OpenTelemetry environment variables. Spans and metrics are exported (OTLP, \
-http/protobuf) only if OTEL_EXPORTER_OTLP_ENDPOINT is set, or for one of them \
-OTEL_EXPORTER_OTLP_TRACES_ENDPOINT or OTEL_EXPORTER_OTLP_METRICS_ENDPOINT; OTEL_SDK_DISABLED=true, \
-OTEL_TRACES_EXPORTER=none and OTEL_METRICS_EXPORTER=none turn it off.
+Export follows the OpenTelemetry environment variables. Spans, metrics and log lines are exported \
+(OTLP) only if OTEL_EXPORTER_OTLP_ENDPOINT is set, or for one of them \
+OTEL_EXPORTER_OTLP_TRACES_ENDPOINT, OTEL_EXPORTER_OTLP_METRICS_ENDPOINT or \
+OTEL_EXPORTER_OTLP_LOGS_ENDPOINT. OTEL_EXPORTER_OTLP_PROTOCOL is http/protobuf (the default) or grpc. \
+OTEL_SDK_DISABLED=true, OTEL_TRACES_EXPORTER=none, OTEL_METRICS_EXPORTER=none and \
+OTEL_LOGS_EXPORTER=none turn it off. docs/telemetry.md has all variables.
 
 Exit status: 0 ended on request or check passed; 1 failed while running or check not passed; \
 2 wrong usage or configuration; 77 token refused (with --exit-on-auth-failure); \

@@ -224,7 +224,7 @@ impl<'a> Loader<'a> {
             values::log_filter,
             String::clone,
         );
-        let (export, metrics) = self.exports();
+        let [export, metrics, logs] = self.exports();
 
         let tun_name = self.setting(
             ("FIREZONE_TUN_NAME", "--tun-name"),
@@ -324,6 +324,7 @@ impl<'a> Loader<'a> {
                 resource: telemetry::resource_attributes(self.env, &identity.id),
                 export,
                 metrics,
+                logs,
             },
             identity,
             notices: Vec::new(),
@@ -631,23 +632,44 @@ impl<'a> Loader<'a> {
         Some(name)
     }
 
-    /// Whether spans and metrics are exported. What holds for both, for one reason, is told once.
-    fn exports(&mut self) -> (Export, Export) {
-        let spans = Export::decide(self.env, Signal::Traces);
-        let metrics = Export::decide(self.env, Signal::Metrics);
-        if spans == metrics {
-            self.export(&spans, "no spans and no metrics are exported");
-        } else {
-            self.export(&spans, "no spans are exported");
-            self.export(&metrics, "no metrics are exported");
+    /// What is exported. What holds for several signals, for one reason, is told once.
+    fn exports(&mut self) -> [Export; 3] {
+        let signals = [Signal::Traces, Signal::Metrics, Signal::Logs];
+        let exports = signals.map(|signal| Export::decide(self.env, signal));
+        let mut told: Vec<&Export> = Vec::new();
+        for export in &exports {
+            if told.contains(&export) {
+                continue;
+            }
+            let alike = signals.iter().zip(&exports).filter(|(_, e)| *e == export);
+            let none: Vec<_> = alike.map(|(s, _)| format!("no {}", s.as_str())).collect();
+            let none = match none.as_slice() {
+                [all @ .., last] if !all.is_empty() => format!("{} and {last}", all.join(", ")),
+                one => one.concat(),
+            };
+            self.export(export, &format!("{none} are exported"));
+            told.push(export);
         }
-        (spans, metrics)
+        exports
     }
 
     /// Shows one decision; `off` are the words for one against it.
     fn export(&mut self, export: &Export, off: &str) {
         let (setting, value) = match export {
-            Export::On { endpoint, setting } => (*setting, endpoint.to_string()),
+            Export::On {
+                target,
+                setting,
+                notices,
+            } => {
+                for (name, why) in notices {
+                    // Often the same for all signals.
+                    let told = |n: &Notice| n.setting == *name && n.message == *why;
+                    if !self.notices.iter().any(told) {
+                        self.notice(name, why.clone());
+                    }
+                }
+                (*setting, target.endpoint.to_string())
+            }
             Export::Off {
                 setting,
                 why,
@@ -682,7 +704,8 @@ impl<'a> Loader<'a> {
             (
                 "OTLP_GRPC_ENDPOINT",
                 cli.otlp_grpc_endpoint.as_deref(),
-                "ignored; set OTEL_EXPORTER_OTLP_ENDPOINT=http://HOST:4318 (http/protobuf) instead",
+                "ignored; set OTEL_EXPORTER_OTLP_ENDPOINT=http://HOST:4317 and OTEL_EXPORTER_OTLP_PROTOCOL=grpc \
+                 instead",
             ),
             (
                 "FIREZONE_VALIDATE_CHECKSUMS",

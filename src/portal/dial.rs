@@ -15,7 +15,7 @@ use std::time::{Duration, SystemTime};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{ClientConfig, ConfigBuilder, RootCertStore, WantsVerifier};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, timeout_at};
@@ -62,10 +62,15 @@ pub struct DialRequest {
     pub tls: Arc<ClientConfig>,
 }
 
-/// TLS settings: the built-in web roots, and those of the system, of `SSL_CERT_FILE` or of
+/// TLS settings with [`roots`].
+pub fn tls_config() -> Arc<ClientConfig> {
+    tls_config_with(roots())
+}
+
+/// Whom to trust: the built-in web roots, and those of the system, of `SSL_CERT_FILE` or of
 /// `SSL_CERT_DIR`. An image made from scratch has no system roots; a private portal has a private
 /// authority.
-pub fn tls_config() -> Arc<ClientConfig> {
+pub fn roots() -> RootCertStore {
     let mut roots = RootCertStore {
         roots: webpki_roots::TLS_SERVER_ROOTS.to_vec(),
     };
@@ -81,19 +86,21 @@ pub fn tls_config() -> Arc<ClientConfig> {
         }
     }
     roots.add_parsable_certificates(native.certs);
-    tls_config_with(roots)
+    roots
 }
 
 /// TLS settings that trust these roots alone.
 pub fn tls_config_with(roots: RootCertStore) -> Arc<ClientConfig> {
+    let builder = tls_builder().with_root_certificates(roots);
+    Arc::new(builder.with_no_client_auth())
+}
+
+/// The beginning of TLS settings.
+pub fn tls_builder() -> ConfigBuilder<ClientConfig, WantsVerifier> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    Arc::new(
-        ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .expect("ring implements the cipher suites of both TLS versions")
-            .with_root_certificates(roots)
-            .with_no_client_auth(),
-    )
+    ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("ring implements the cipher suites of both TLS versions")
 }
 
 /// Opens the WebSocket. Names are resolved anew each time: the portal may have moved.

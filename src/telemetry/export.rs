@@ -1,16 +1,19 @@
-//! Whether and where spans and metrics are exported, from the standard `OTEL_*` variables, including those that
-//! the SDK does not read itself.
+//! Whether, where and how spans, metrics and log lines are exported, from the standard `OTEL_*`
+//! variables, including those that the SDK does not read itself.
 
 use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
 
+use hyper::header::{HeaderName, HeaderValue};
 use sha2::{Digest as _, Sha256};
 use url::Url;
 
 use super::names;
 use crate::config::Env;
 
-const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
-const PROTOCOL: &str = "OTEL_EXPORTER_OTLP_PROTOCOL";
+/// How long an export may take, unless it is said.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What is exported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,33 +22,97 @@ pub enum Signal {
     Traces,
     /// Values of instruments.
     Metrics,
-}
-
-/// The variables of one signal.
-struct Variables {
-    endpoint: &'static str,
-    path: &'static str,
-    exporter: &'static str,
-    protocol: &'static str,
+    /// Log lines.
+    Logs,
 }
 
 impl Signal {
-    fn variables(self) -> Variables {
+    /// What it is, in log lines.
+    pub const fn as_str(self) -> &'static str {
         match self {
-            Self::Traces => Variables {
-                endpoint: "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
-                path: "/v1/traces",
-                exporter: "OTEL_TRACES_EXPORTER",
-                protocol: "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
-            },
-            Self::Metrics => Variables {
-                endpoint: "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",
-                path: "/v1/metrics",
-                exporter: "OTEL_METRICS_EXPORTER",
-                protocol: "OTEL_EXPORTER_OTLP_METRICS_PROTOCOL",
-            },
+            Self::Traces => "spans",
+            Self::Metrics => "metrics",
+            Self::Logs => "log lines",
         }
     }
+}
+
+/// The variables of one signal, or those for all.
+struct Variables {
+    endpoint: &'static str,
+    protocol: &'static str,
+    headers: &'static str,
+    timeout: &'static str,
+    compression: &'static str,
+    certificate: &'static str,
+    client_certificate: &'static str,
+    client_key: &'static str,
+}
+
+macro_rules! variables {
+    ($prefix:literal) => {
+        Variables {
+            endpoint: concat!($prefix, "ENDPOINT"),
+            protocol: concat!($prefix, "PROTOCOL"),
+            headers: concat!($prefix, "HEADERS"),
+            timeout: concat!($prefix, "TIMEOUT"),
+            compression: concat!($prefix, "COMPRESSION"),
+            certificate: concat!($prefix, "CERTIFICATE"),
+            client_certificate: concat!($prefix, "CLIENT_CERTIFICATE"),
+            client_key: concat!($prefix, "CLIENT_KEY"),
+        }
+    };
+}
+
+const GENERAL: Variables = variables!("OTEL_EXPORTER_OTLP_");
+const TRACES: Variables = variables!("OTEL_EXPORTER_OTLP_TRACES_");
+const METRICS: Variables = variables!("OTEL_EXPORTER_OTLP_METRICS_");
+const LOGS: Variables = variables!("OTEL_EXPORTER_OTLP_LOGS_");
+
+impl Signal {
+    const fn variables(self) -> &'static Variables {
+        match self {
+            Self::Traces => &TRACES,
+            Self::Metrics => &METRICS,
+            Self::Logs => &LOGS,
+        }
+    }
+
+    /// The variable that chooses exporters.
+    const fn exporter(self) -> &'static str {
+        match self {
+            Self::Traces => "OTEL_TRACES_EXPORTER",
+            Self::Metrics => "OTEL_METRICS_EXPORTER",
+            Self::Logs => "OTEL_LOGS_EXPORTER",
+        }
+    }
+
+    /// What is appended to an endpoint for all signals.
+    const fn path(self) -> &'static str {
+        match self {
+            Self::Traces => "/v1/traces",
+            Self::Metrics => "/v1/metrics",
+            Self::Logs => "/v1/logs",
+        }
+    }
+
+    /// The gRPC method.
+    const fn method(self) -> &'static str {
+        match self {
+            Self::Traces => "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
+            Self::Metrics => "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export",
+            Self::Logs => "/opentelemetry.proto.collector.logs.v1.LogsService/Export",
+        }
+    }
+}
+
+/// How it is exported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// Protobuf over HTTP/1.1.
+    Http,
+    /// gRPC, which is protobuf over HTTP/2.
+    Grpc,
 }
 
 /// URL that is posted to. May hold a password, so that showing it leaves that out.
@@ -56,6 +123,11 @@ impl Endpoint {
     /// The URL with everything in it.
     pub(super) fn expose(&self) -> &str {
         self.0.as_str()
+    }
+
+    /// The same.
+    pub(super) fn url(&self) -> &Url {
+        &self.0
     }
 }
 
@@ -76,6 +148,25 @@ impl fmt::Debug for Endpoint {
     }
 }
 
+/// Where to, and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// Address.
+    pub endpoint: Endpoint,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// Headers to add to each request. Showing them leaves the values out.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// How long one export may take.
+    pub timeout: Duration,
+    /// Whether requests are compressed.
+    pub gzip: bool,
+    /// File with the only certificates to trust.
+    pub certificate: Option<PathBuf>,
+    /// Files with our certificate and its key.
+    pub client: Option<(PathBuf, PathBuf)>,
+}
+
 /// Whether a signal is exported.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Export {
@@ -88,20 +179,25 @@ pub enum Export {
         /// Whether export was asked for in a way that cannot be followed.
         mistaken: bool,
     },
-    /// With OTLP over HTTP, as protobuf.
+    /// With OTLP.
     On {
-        /// Where to.
-        endpoint: Endpoint,
+        /// Where to, and how.
+        target: Box<Target>,
         /// The variable that says so.
         setting: &'static str,
+        /// Variables that could not be followed, and why. The rest holds.
+        notices: Vec<(&'static str, String)>,
     },
 }
+
+/// A variable, by name, and its value.
+type Given = (&'static str, String);
 
 impl Export {
     /// Decides from the environment. Without an endpoint nothing is exported, instead of to the
     /// specification's `localhost`, where in a container nobody listens.
     pub fn decide(env: &dyn Env, signal: Signal) -> Self {
-        let variables = signal.variables();
+        let own = signal.variables();
         let off = |setting, why: &str| Self::Off {
             setting,
             why: why.to_owned(),
@@ -112,6 +208,11 @@ impl Export {
             why,
             mistaken: true,
         };
+        let given = |specific, general| -> Option<Given> {
+            [specific, general]
+                .into_iter()
+                .find_map(|name| Some((name, env.var_lossy(name)?.trim().to_owned())))
+        };
 
         if env
             .var_lossy("OTEL_SDK_DISABLED")
@@ -119,17 +220,13 @@ impl Export {
         {
             return off("OTEL_SDK_DISABLED", "switched off");
         }
-        let (setting, given, path) = match env.var_lossy(variables.endpoint) {
-            Some(given) => (variables.endpoint, given, ""),
-            None => match env.var_lossy(ENDPOINT) {
-                Some(given) => (ENDPOINT, given, variables.path),
-                None => return off(ENDPOINT, "no endpoint is set"),
-            },
+        let Some((setting, address)) = given(own.endpoint, GENERAL.endpoint) else {
+            return off(GENERAL.endpoint, "no endpoint is set");
         };
-        if let Some(exporters) = env.var_lossy(variables.exporter) {
+        if let Some(exporters) = env.var_lossy(signal.exporter()) {
             let mut exporters = exporters.split(',').map(str::trim);
             if !exporters.clone().any(|exporter| exporter == "otlp") {
-                let setting = variables.exporter;
+                let setting = signal.exporter();
                 return if exporters.any(|exporter| exporter == "none") {
                     off(setting, "switched off")
                 } else {
@@ -137,39 +234,137 @@ impl Export {
                 };
             }
         }
-        for variable in [variables.protocol, PROTOCOL] {
-            match env.var_lossy(variable).as_deref().map(str::trim) {
-                None => {}
-                Some("http/protobuf") => break,
-                Some(other) => {
-                    return mistaken(
-                        variable,
-                        format!(
-                            "the protocol {other:?} is not supported; use http/protobuf, which \
-                             collectors take on port 4318"
-                        ),
+        let protocol = match given(own.protocol, GENERAL.protocol) {
+            None => Protocol::Http,
+            Some((variable, value)) => match value.as_str() {
+                "http/protobuf" => Protocol::Http,
+                "grpc" => Protocol::Grpc,
+                other => {
+                    let why = format!(
+                        "the protocol {other:?} is not supported; use http/protobuf, which \
+                         collectors take on port 4318, or grpc, on port 4317"
                     );
+                    return mistaken(variable, why);
                 }
-            }
-        }
-        let text = format!("{}{path}", given.trim().trim_end_matches('/'));
-        match Url::parse(&text) {
-            Ok(url) if url.scheme() == "http" && url.has_host() => Self::On {
-                endpoint: Endpoint(url),
-                setting,
             },
-            Ok(url) if url.scheme() == "https" => mistaken(
-                setting,
-                "https is not supported; send to a collector nearby over http, and let it pass on \
-                 what it gets"
-                    .to_owned(),
-            ),
-            Ok(_) | Err(_) => mistaken(
-                setting,
-                "the value is not a URL such as http://collector:4318".to_owned(),
-            ),
+        };
+        let path = if setting == own.endpoint {
+            ""
+        } else {
+            signal.path()
+        };
+        let endpoint = match endpoint(&address, protocol, path, signal.method()) {
+            Ok(endpoint) => endpoint,
+            Err(why) => return mistaken(setting, why),
+        };
+
+        let mut notices = Vec::new();
+        let headers = match given(own.headers, GENERAL.headers) {
+            None => Vec::new(),
+            Some((name, value)) => headers(&value, |why| notices.push((name, why))),
+        };
+        let timeout = given(own.timeout, GENERAL.timeout).and_then(|(name, value)| {
+            let millis = value.parse::<u64>().ok().filter(|ms| *ms > 0);
+            if millis.is_none() {
+                let why = "not a number of milliseconds; 10000 is used";
+                notices.push((name, why.to_owned()));
+            }
+            millis.map(Duration::from_millis)
+        });
+        let gzip = match given(own.compression, GENERAL.compression) {
+            Some((_, value)) if value.eq_ignore_ascii_case("gzip") => true,
+            Some((name, value)) if !value.eq_ignore_ascii_case("none") => {
+                let why = "only gzip and none are supported; requests are not compressed";
+                notices.push((name, why.to_owned()));
+                false
+            }
+            _ => false,
+        };
+        let chain = given(own.client_certificate, GENERAL.client_certificate);
+        let key = given(own.client_key, GENERAL.client_key);
+        let client = match (chain, key) {
+            (Some((_, chain)), Some((_, key))) => Some((chain.into(), key.into())),
+            (None, None) => None,
+            (Some((name, _)), None) | (None, Some((name, _))) => {
+                let why = "of certificate and key, one is not set; neither is used";
+                notices.push((name, why.to_owned()));
+                None
+            }
+        };
+        Self::On {
+            target: Box::new(Target {
+                endpoint,
+                protocol,
+                headers,
+                timeout: timeout.unwrap_or(DEFAULT_TIMEOUT),
+                gzip,
+                certificate: given(own.certificate, GENERAL.certificate).map(|(_, p)| p.into()),
+                client,
+            }),
+            setting,
+            notices,
         }
     }
+
+    /// Where to, and how, if at all.
+    pub fn target(&self) -> Option<&Target> {
+        match self {
+            Self::On { target, .. } => Some(target),
+            Self::Off { .. } => None,
+        }
+    }
+}
+
+/// The URL to post to. gRPC knows methods instead of paths.
+fn endpoint(
+    address: &str,
+    protocol: Protocol,
+    path: &str,
+    method: &str,
+) -> Result<Endpoint, String> {
+    let example = match protocol {
+        Protocol::Http => "http://collector:4318",
+        Protocol::Grpc => "http://collector:4317",
+    };
+    let text = match protocol {
+        Protocol::Http => format!("{}{path}", address.trim_end_matches('/')),
+        Protocol::Grpc => address.to_owned(),
+    };
+    match Url::parse(&text) {
+        Ok(mut url) if matches!(url.scheme(), "http" | "https") && url.has_host() => {
+            if protocol == Protocol::Grpc {
+                url.set_path(method);
+                url.set_query(None);
+            }
+            Ok(Endpoint(url))
+        }
+        Ok(_) | Err(_) => Err(format!("the value is not a URL such as {example}")),
+    }
+}
+
+/// Headers as the specification has them: `name=value,…`, values percent-encoded. Says what cannot
+/// be used, without repeating what may be a secret.
+fn headers(value: &str, mut tell: impl FnMut(String)) -> Vec<(HeaderName, HeaderValue)> {
+    let mut headers = Vec::new();
+    for (n, pair) in value.split(',').enumerate() {
+        if pair.trim().is_empty() {
+            continue;
+        }
+        let header = pair.split_once('=').and_then(|(name, value)| {
+            let name = HeaderName::from_bytes(name.trim().as_bytes()).ok()?;
+            let mut value = HeaderValue::from_str(&decode(value.trim())).ok()?;
+            value.set_sensitive(true);
+            Some((name, value))
+        });
+        match header {
+            Some(header) => headers.push(header),
+            None => tell(format!(
+                "entry {} is not a header as in name=value; it is left out",
+                n + 1
+            )),
+        }
+    }
+    headers
 }
 
 /// Attributes of the resource: ours, then `OTEL_RESOURCE_ATTRIBUTES`, then `OTEL_SERVICE_NAME`;
@@ -214,7 +409,7 @@ fn instance_id(gateway_id: &str) -> String {
 }
 
 /// Values are percent-encoded (W3C Baggage); what is not well encoded is taken as it is.
-fn decode(value: &str) -> String {
+pub(super) fn decode(value: &str) -> String {
     let bytes = value.as_bytes();
     let mut decoded = Vec::with_capacity(bytes.len());
     let mut at = 0;
@@ -253,6 +448,7 @@ mod tests {
         )
     }
 
+    const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
     const TRACES_ENDPOINT: &str = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT";
 
     #[test]
@@ -264,10 +460,8 @@ mod tests {
         ]
         .into_iter()
         .collect();
-        let Export::On { endpoint, .. } = Export::decide(&env, Signal::Metrics) else {
-            panic!("off");
-        };
-        assert_eq!(endpoint.expose(), "http://m/x");
+        let metrics = Export::decide(&env, Signal::Metrics);
+        assert_eq!(metrics.target().unwrap().endpoint.expose(), "http://m/x");
         assert!(matches!(
             Export::decide(&env, Signal::Traces),
             Export::Off { .. }
@@ -285,10 +479,8 @@ mod tests {
     }
 
     fn endpoint(variables: &[(&str, &str)]) -> Option<String> {
-        match decide(variables) {
-            Export::On { endpoint, .. } => Some(endpoint.expose().to_owned()),
-            Export::Off { .. } => None,
-        }
+        let decision = decide(variables);
+        Some(decision.target()?.endpoint.expose().to_owned())
     }
 
     #[test]
@@ -340,9 +532,9 @@ mod tests {
         let on = (ENDPOINT, "http://c:4318");
         for variables in [
             vec![on, ("OTEL_TRACES_EXPORTER", "zipkin")],
-            vec![on, ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")],
+            vec![on, ("OTEL_EXPORTER_OTLP_PROTOCOL", "gRPC")],
             vec![on, ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/json")],
-            vec![(ENDPOINT, "https://c:4318")],
+            vec![(ENDPOINT, "ftp://c:4318")],
             vec![(ENDPOINT, "collector:4318")],
             vec![(ENDPOINT, "not a url")],
         ] {
@@ -356,14 +548,99 @@ mod tests {
 
     #[test]
     fn protocol_of_the_signal_wins_over_the_general_one() {
-        assert!(
-            endpoint(&[
-                (ENDPOINT, "http://c:4318"),
-                ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
-                ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/protobuf"),
-            ])
-            .is_some()
+        let both = [
+            (ENDPOINT, "http://c:4318"),
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+            ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/protobuf"),
+        ];
+        let protocol = |variables| decide(variables).target().unwrap().protocol;
+        assert_eq!(protocol(&both), Protocol::Http);
+        assert_eq!(protocol(&both[..2]), Protocol::Grpc);
+        assert_eq!(protocol(&both[..1]), Protocol::Http);
+    }
+
+    #[test]
+    fn grpc_takes_the_address_alone() {
+        let grpc = ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc");
+        for (variable, address) in [
+            (ENDPOINT, "http://c:4317"),
+            (ENDPOINT, "http://c:4317/"),
+            (TRACES_ENDPOINT, "http://c:4317/v1/traces"),
+        ] {
+            assert_eq!(
+                endpoint(&[grpc, (variable, address)]).unwrap(),
+                "http://c:4317/opentelemetry.proto.collector.trace.v1.TraceService/Export"
+            );
+        }
+    }
+
+    #[test]
+    fn further_settings_of_the_signal_win_and_what_cannot_be_followed_is_told() {
+        let with = |variables: &[(&'static str, &'static str)]| {
+            let mut all = vec![(ENDPOINT, "https://c:4318")];
+            all.extend(variables);
+            match decide(&all) {
+                Export::On {
+                    target, notices, ..
+                } => (*target, notices),
+                off => panic!("{off:?}"),
+            }
+        };
+        let (plain, notices) = with(&[]);
+        assert_eq!(plain.timeout, Duration::from_secs(10));
+        assert!(!plain.gzip && plain.headers.is_empty() && notices.is_empty());
+        assert_eq!((plain.certificate, plain.client), (None, None));
+
+        let (target, notices) = with(&[
+            ("OTEL_EXPORTER_OTLP_TIMEOUT", "1000"),
+            ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "2500"),
+            ("OTEL_EXPORTER_OTLP_COMPRESSION", "GZIP"),
+            ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/ca.pem"),
+            ("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", "/us.pem"),
+            ("OTEL_EXPORTER_OTLP_TRACES_CLIENT_KEY", "/us.key"),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "other=1"),
+            (
+                "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
+                "Authorization=Bearer%20hunter2, x-scope = a=b,",
+            ),
+        ]);
+        assert_eq!(notices, []);
+        assert_eq!(target.timeout, Duration::from_millis(2500));
+        assert!(target.gzip);
+        assert_eq!(target.certificate, Some("/ca.pem".into()));
+        assert_eq!(target.client, Some(("/us.pem".into(), "/us.key".into())));
+        let headers: Vec<_> = target
+            .headers
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.to_str().unwrap()))
+            .collect();
+        assert_eq!(
+            headers,
+            [("authorization", "Bearer hunter2"), ("x-scope", "a=b")]
         );
+        assert!(!format!("{target:?}").contains("hunter2"), "{target:?}");
+
+        let (target, notices) = with(&[
+            ("OTEL_EXPORTER_OTLP_TIMEOUT", "10s"),
+            ("OTEL_EXPORTER_OTLP_COMPRESSION", "zstd"),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "a=1,hunter2,b b=hunter2"),
+            ("OTEL_EXPORTER_OTLP_CLIENT_KEY", "/us.key"),
+        ]);
+        assert_eq!(target.timeout, Duration::from_secs(10));
+        assert!(!target.gzip);
+        assert_eq!((target.headers.len(), target.client), (1, None));
+        let named: Vec<_> = notices.iter().map(|(name, _)| *name).collect();
+        assert_eq!(
+            named,
+            [
+                "OTEL_EXPORTER_OTLP_HEADERS",
+                "OTEL_EXPORTER_OTLP_HEADERS",
+                "OTEL_EXPORTER_OTLP_TIMEOUT",
+                "OTEL_EXPORTER_OTLP_COMPRESSION",
+                "OTEL_EXPORTER_OTLP_CLIENT_KEY",
+            ]
+        );
+        assert!(!format!("{notices:?}").contains("hunter2"), "{notices:?}");
     }
 
     #[test]
@@ -381,9 +658,7 @@ mod tests {
     #[test]
     fn password_in_the_endpoint_is_used_but_never_shown() {
         let decision = decide(&[(ENDPOINT, "http://user:hunter2@c:4318")]);
-        let Export::On { endpoint, .. } = &decision else {
-            panic!("{decision:?}");
-        };
+        let endpoint = &decision.target().unwrap().endpoint;
         assert!(endpoint.expose().contains("hunter2"));
         assert_eq!(endpoint.to_string(), "http://c:4318/v1/traces");
         assert!(!format!("{decision:?}").contains("hunter2"));

@@ -15,8 +15,8 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider};
 use prometheus::{Registry, TextEncoder};
 
-use super::names;
-use super::watched::Watched;
+use super::watched::{Watched, failed_exports};
+use super::{Signal, names};
 use crate::admin::model::{ClientStatus, PortalState, Status};
 
 /// Name of the meter.
@@ -341,6 +341,22 @@ pub const ALL: &[Definition] = &[
         description: "Flow logs on disk",
         kind: Kind::Gauge,
         read: |r| plain(r.status.flow_logs.spool_bytes as f64),
+    },
+    Definition {
+        name: "gateway.telemetry.export.failures",
+        unit: "{export}",
+        description: "Batches that no collector took, by what was in them",
+        kind: Kind::Counter,
+        read: |_| {
+            counts(
+                "signal",
+                [
+                    ("traces", failed_exports(Signal::Traces)),
+                    ("metrics", failed_exports(Signal::Metrics)),
+                    ("logs", failed_exports(Signal::Logs)),
+                ],
+            )
+        },
     },
     Definition {
         name: "gateway.device.up",

@@ -126,6 +126,7 @@ fn everything_is_told_under_the_names_that_dashboards_use() {
         "gateway_dns_queries_total{outcome=\"answered\"} 10",
         "gateway_flow_logs_records_total{outcome=\"uploaded\"} 11",
         "gateway_flow_logs_spool_bytes 12",
+        "gateway_telemetry_export_failures_total{signal=\"logs\"} 0",
         "gateway_device_up 1",
         "gateway_host_findings{level=\"warning\"} 1",
         "target_info{service_name=\"firezone-gateway\"} 1",

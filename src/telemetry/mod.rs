@@ -1,13 +1,17 @@
-//! Logging and tracing: log lines for people or programs, spans for an OpenTelemetry collector.
+//! Logging and tracing: log lines for people or programs, spans and log lines for an OpenTelemetry
+//! collector.
 //!
-//! Neither can slow the gateway: log lines pass through a bounded queue, spans through the SDK's
-//! batch processor, each with a thread of its own.
+//! None can slow the gateway: log lines pass through a bounded queue, what is exported through the
+//! SDK's batch processors, which are bounded as well, each with a thread of its own.
 
 mod export;
+mod json;
 pub mod metrics;
 pub mod names;
 pub mod outage;
 pub mod past;
+mod tls;
+mod transport;
 mod watched;
 mod writer;
 
@@ -23,9 +27,15 @@ use std::{
 };
 
 use opentelemetry::{KeyValue, global, trace::TracerProvider as _};
-use opentelemetry_otlp::{ExporterBuildError, MetricExporter, Protocol, WithExportConfig as _};
+use opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge;
+use opentelemetry_otlp::{
+    Compression, ExporterBuildError, LogExporter, MetricExporter, SpanExporter, WithExportConfig,
+    WithHttpConfig,
+};
 use opentelemetry_sdk::{
     Resource,
+    error::OTelSdkResult,
+    logs::{BatchLogProcessor, SdkLoggerProvider},
     resource::TelemetryResourceDetector,
     trace::{BatchSpanProcessor, SdkTracerProvider},
 };
@@ -35,8 +45,9 @@ use tracing_subscriber::{
     registry::LookupSpan,
 };
 
-pub use self::export::{Endpoint, Export, Signal, resource_attributes};
+pub use self::export::{Endpoint, Export, Protocol, Signal, Target, resource_attributes};
 use self::{
+    transport::{Transport, TransportError, Trouble},
     watched::{Failures, Watched},
     writer::LogQueue,
 };
@@ -62,6 +73,8 @@ pub struct Options {
     pub export: Export,
     /// Whether and where to export metrics.
     pub metrics: Export,
+    /// Whether and where to export log lines.
+    pub logs: Export,
     /// Attributes of the resource, the last one of a name wins.
     pub resource: Vec<(String, String)>,
 }
@@ -80,16 +93,27 @@ pub enum InitError {
     Twice(#[from] tracing::subscriber::SetGlobalDefaultError),
 }
 
+/// Why a signal is not exported although it should be.
+#[derive(Debug, thiserror::Error)]
+enum ExportError {
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    #[error("the OTLP exporter cannot be built: {0}")]
+    Exporter(#[from] ExporterBuildError),
+}
+
 /// Keeps logging and export alive. Call [`shutdown`](Self::shutdown) last.
 #[must_use = "spans are lost when it is dropped without `shutdown`"]
 #[derive(Debug)]
 pub struct Guard {
     logs: LogQueue,
     provider: Option<SdkTracerProvider>,
+    exported_logs: Option<SdkLoggerProvider>,
     failures: Failures,
 }
 
-/// Sets up logging for the whole process and, if an endpoint is configured, the export of spans.
+/// Sets up logging for the whole process and, if an endpoint is configured, the export of spans
+/// and log lines.
 ///
 /// An exporter that cannot be built is reported as a log line: tracing is no reason to refuse work.
 ///
@@ -97,25 +121,34 @@ pub struct Guard {
 /// See [`InitError`].
 pub fn init(options: &Options) -> Result<Guard, InitError> {
     let colour = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let (subscriber, guard, problem) = assemble(options, Box::new(io::stdout()), colour)?;
+    let (subscriber, guard, problems) = assemble(options, Box::new(io::stdout()), colour)?;
     tracing::subscriber::set_global_default(subscriber)?;
     if let Some(provider) = &guard.provider {
         global::set_tracer_provider(provider.clone());
     }
-    log_panics(guard.logs.clone());
-    if let Some(error) = problem {
-        tracing::warn!(%error, "no spans are exported: the OTLP exporter cannot be built");
+    log_panics(guard.logs.clone(), guard.exported_logs.clone());
+    for (signal, error) in problems {
+        tell(signal, &error);
     }
     Ok(guard)
 }
 
-/// A panic ends the process at once, with whatever waits in the queue. It is logged like anything
-/// else, and the queue is written out before the process goes.
-fn log_panics(logs: LogQueue) {
+fn tell(signal: Signal, error: &ExportError) {
+    tracing::error!(%error, "no {} are exported", signal.as_str());
+}
+
+/// A panic ends the process at once, with whatever waits in the queues. It is logged like anything
+/// else, and the queues are written out before the process goes.
+fn log_panics(logs: LogQueue, exported: Option<SdkLoggerProvider>) {
     let usual = panic::take_hook();
     panic::set_hook(Box::new(move |panic| {
         tracing::error!(thread = thread::current().name(), "{panic}");
+        let exported = exported.clone().map(|e| aside(move || e.force_flush()));
         logs.flush(LAST_LINES);
+        if let Some(exported) = exported {
+            // What cannot be delivered is lost with the rest.
+            let _ = exported.recv_timeout(LAST_LINES);
+        }
         usual(panic);
     }));
 }
@@ -129,28 +162,41 @@ fn assemble(
     (
         impl Subscriber + Send + Sync + 'static,
         Guard,
-        Option<ExporterBuildError>,
+        Vec<(Signal, ExportError)>,
     ),
     InitError,
 > {
     let (logs, writer) = writer::start(output)?;
     let failures = Failures::default();
-    let (provider, problem) = match &options.export {
-        Export::Off { .. } => (None, None),
-        Export::On { endpoint, .. } => match provider(endpoint, options, failures.clone()) {
-            Ok(provider) => (Some(provider), None),
-            Err(error) => (None, Some(error)),
-        },
-    };
+    let mut problems = Vec::new();
+    let provider = built(&options.export, Signal::Traces, &mut problems, |target| {
+        provider(target, options, failures.clone())
+    });
+    let exported_logs = built(&options.logs, Signal::Logs, &mut problems, |target| {
+        logger_provider(target, options, failures.clone())
+    });
     let subscriber = Registry::default()
-        .with(log_layer(options, colour, writer)?)
+        .with(log_layer(options, colour, writer, exported_logs.as_ref())?)
         .with(provider.as_ref().map(span_layer));
     let guard = Guard {
         logs,
         provider,
+        exported_logs,
         failures,
     };
-    Ok((subscriber, guard, problem))
+    Ok((subscriber, guard, problems))
+}
+
+/// What exports a signal, if it is to be exported.
+fn built<T>(
+    export: &Export,
+    signal: Signal,
+    problems: &mut Vec<(Signal, ExportError)>,
+    build: impl FnOnce(&Target) -> Result<T, ExportError>,
+) -> Option<T> {
+    build(export.target()?)
+        .map_err(|error| problems.push((signal, error)))
+        .ok()
 }
 
 impl Guard {
@@ -159,19 +205,24 @@ impl Guard {
         self.provider.is_some()
     }
 
-    /// Batches of spans that could not be delivered since start.
+    /// Batches of spans and log lines that could not be delivered since start.
     pub fn failed_exports(&self) -> u64 {
         self.failures.total()
     }
 
-    /// Sends the last spans and writes the last log lines, within about `limit`. Returns whether
-    /// all of it was done in time. Blocks; do not call it on a thread that drives tasks.
+    /// Sends the last spans and log lines and writes the latter, within about `limit`. Returns
+    /// whether all of it was done in time. Blocks; do not call it on a thread that drives tasks.
     pub fn shutdown(mut self, limit: Duration) -> bool {
         let deadline = Instant::now() + limit;
-        let exported = self
-            .provider
-            .take()
-            .is_none_or(|provider| shut_down(provider, limit));
+        // The SDK's own limit does not cover a full control queue or an exporter that holds a lock.
+        let spans = self.provider.take();
+        let spans = spans.map(|p| aside(move || p.shutdown_with_timeout(limit)));
+        let lines = self.exported_logs.take();
+        let lines = lines.map(|p| aside(move || p.shutdown_with_timeout(limit)));
+        let exported = [spans, lines].into_iter().flatten().all(|done| {
+            let left = deadline.saturating_duration_since(Instant::now());
+            matches!(done.recv_timeout(left), Ok(Ok(())))
+        });
         // The log lines that this very shutdown caused should still come out.
         let left = deadline.saturating_duration_since(Instant::now());
         self.logs.flush(left.max(Duration::from_millis(100))) && exported
@@ -185,45 +236,36 @@ impl Drop for Guard {
     }
 }
 
-/// The SDK's own limit does not cover a full control queue or an exporter that holds a lock, so the
-/// wait is for a helper thread.
-fn shut_down(provider: SdkTracerProvider, limit: Duration) -> bool {
+/// Does something that may block on a thread of its own. Nobody has to wait for the result.
+fn aside(work: impl FnOnce() -> OTelSdkResult + Send + 'static) -> mpsc::Receiver<OTelSdkResult> {
     let (done, finished) = mpsc::channel();
-    let helper = thread::Builder::new()
+    // Without a thread, the receiver learns at once that nothing comes.
+    let _ = thread::Builder::new()
         .name("otel-shutdown".to_owned())
-        .spawn(move || {
-            let result = provider.shutdown_with_timeout(limit);
-            // Nobody waits any more when the limit has passed.
-            let _ = done.send(result.is_ok());
-        });
-    match helper {
-        Ok(_) => finished.recv_timeout(limit).unwrap_or(false),
-        Err(_) => false,
-    }
+        .spawn(move || done.send(work()));
+    finished
 }
 
 fn log_layer<S>(
     options: &Options,
     colour: bool,
     writer: writer::LogWriter,
+    exported: Option<&SdkLoggerProvider>,
 ) -> Result<Box<dyn Layer<S> + Send + Sync>, InitError>
 where
     S: Subscriber + for<'a> LookupSpan<'a> + Send + Sync,
 {
     let filter = EnvFilter::builder().parse(&options.log_filter)?;
-    Ok(match options.log_format {
-        LogFormat::Human => fmt::layer()
-            .with_ansi(colour)
-            .with_writer(writer)
-            .with_filter(filter)
-            .boxed(),
+    let lines: Box<dyn Layer<S> + Send + Sync> = match options.log_format {
+        LogFormat::Human => fmt::layer().with_ansi(colour).with_writer(writer).boxed(),
         LogFormat::Json => fmt::layer()
             .json()
-            .flatten_event(true)
+            .event_format(json::WithIds::default())
             .with_writer(writer)
-            .with_filter(filter)
             .boxed(),
-    })
+    };
+    let exported = exported.map(OpenTelemetryTracingBridge::new);
+    Ok(lines.and_then(exported).with_filter(filter).boxed())
 }
 
 fn span_layer<S>(provider: &SdkTracerProvider) -> impl Layer<S> + use<S>
@@ -239,19 +281,51 @@ where
 }
 
 fn provider(
-    endpoint: &Endpoint,
+    target: &Target,
     options: &Options,
     failures: Failures,
-) -> Result<SdkTracerProvider, ExporterBuildError> {
-    let exporter = opentelemetry_otlp::SpanExporter::builder()
-        .with_http()
-        .with_endpoint(endpoint.expose())
-        .with_protocol(Protocol::HttpBinary)
-        .build()?;
+) -> Result<SdkTracerProvider, ExportError> {
+    let trouble = Trouble::default();
+    let builder = SpanExporter::builder().with_http();
+    let exporter = directed(builder, target, &trouble)?.build()?;
+    let exporter = Watched::new(exporter, Signal::Traces, failures, trouble);
     Ok(SdkTracerProvider::builder()
-        .with_span_processor(BatchSpanProcessor::builder(Watched::new(exporter, failures)).build())
+        .with_span_processor(BatchSpanProcessor::builder(exporter).build())
         .with_resource(resource(options))
         .build())
+}
+
+fn logger_provider(
+    target: &Target,
+    options: &Options,
+    failures: Failures,
+) -> Result<SdkLoggerProvider, ExportError> {
+    let trouble = Trouble::default();
+    let builder = LogExporter::builder().with_http();
+    let exporter = directed(builder, target, &trouble)?.build()?;
+    let exporter = Watched::new(exporter, Signal::Logs, failures, trouble);
+    Ok(SdkLoggerProvider::builder()
+        .with_log_processor(BatchLogProcessor::builder(exporter).build())
+        .with_resource(resource(options))
+        .build())
+}
+
+/// An exporter that sends to `target` over a [`Transport`], which does gRPC as well.
+fn directed<B: WithExportConfig + WithHttpConfig>(
+    builder: B,
+    target: &Target,
+    trouble: &Trouble,
+) -> Result<B, TransportError> {
+    let builder = builder
+        .with_endpoint(target.endpoint.expose())
+        .with_protocol(opentelemetry_otlp::Protocol::HttpBinary)
+        .with_timeout(target.timeout)
+        .with_http_client(Transport::new(target, trouble.clone())?);
+    Ok(if target.gzip {
+        builder.with_compression(Compression::Gzip)
+    } else {
+        builder
+    })
 }
 
 fn resource(options: &Options) -> Resource {
@@ -274,25 +348,20 @@ pub fn metrics(
     options: &Options,
     read: impl Fn() -> metrics::Reading + Send + Sync + 'static,
 ) -> Result<metrics::Metrics, metrics::MetricsError> {
-    let push = match &options.metrics {
-        Export::Off { .. } => None,
-        Export::On { endpoint, .. } => metric_exporter(endpoint, Failures::default())
-            .inspect_err(|error| {
-                tracing::warn!(%error, "no metrics are pushed: the OTLP exporter cannot be built");
-            })
-            .ok(),
-    };
+    let push = options.metrics.target().and_then(|target| {
+        metric_exporter(target, Failures::default())
+            .inspect_err(|error| tell(Signal::Metrics, error))
+            .ok()
+    });
     metrics::Metrics::new(resource(options), push, read)
 }
 
 fn metric_exporter(
-    endpoint: &Endpoint,
+    target: &Target,
     failures: Failures,
-) -> Result<Watched<MetricExporter>, ExporterBuildError> {
-    let exporter = MetricExporter::builder()
-        .with_http()
-        .with_endpoint(endpoint.expose())
-        .with_protocol(Protocol::HttpBinary)
-        .build()?;
-    Ok(Watched::new(exporter, failures))
+) -> Result<Watched<MetricExporter>, ExportError> {
+    let trouble = Trouble::default();
+    let builder = MetricExporter::builder().with_http();
+    let exporter = directed(builder, target, &trouble)?.build()?;
+    Ok(Watched::new(exporter, Signal::Metrics, failures, trouble))
 }

@@ -8,16 +8,21 @@ use std::{
     time::{Duration, Instant},
 };
 
+use opentelemetry::trace::TraceContextExt as _;
+use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
+use opentelemetry_proto::tonic::common::v1::any_value;
+use opentelemetry_proto::tonic::logs::v1::LogRecord;
 use opentelemetry_sdk::error::OTelSdkError;
+use prost::Message as _;
 
 use super::*;
 use crate::config::FixedEnv;
 
 #[derive(Clone, Default)]
-struct Output(Arc<Mutex<Vec<u8>>>);
+pub(super) struct Output(Arc<Mutex<Vec<u8>>>);
 
 impl Output {
-    fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
     }
 }
@@ -47,6 +52,7 @@ fn options(filter: &str, format: LogFormat, collector: Option<SocketAddr>) -> Op
         log_filter: filter.to_owned(),
         export: Export::decide(&env, Signal::Traces),
         metrics: Export::decide(&env, Signal::Metrics),
+        logs: Export::decide(&env, Signal::Logs),
         resource: resource_attributes(&env, "edge-7"),
     }
 }
@@ -108,8 +114,9 @@ fn spans_reach_the_collector_within_shutdown_whatever_rust_log_says() {
     let (address, received) = collector();
     let output = Output::default();
     let options = options("off", LogFormat::Human, Some(address));
-    let (subscriber, guard, problem) = assemble(&options, Box::new(output.clone()), false).unwrap();
-    assert!(problem.is_none() && guard.exports_traces());
+    let (subscriber, guard, problems) =
+        assemble(&options, Box::new(output.clone()), false).unwrap();
+    assert!(problems.is_empty() && guard.exports_traces());
 
     tracing::subscriber::with_default(subscriber, || {
         tracing::info_span!("portal.connect", "portal.attempt" = 3).in_scope(|| {});
@@ -187,11 +194,8 @@ fn refused_export_is_counted() {
 /// Pushes what there is to an address once, and returns how often that failed.
 fn push_once(collector: SocketAddr) -> u64 {
     let options = options("off", LogFormat::Human, Some(collector));
-    let Export::On { endpoint, .. } = &options.metrics else {
-        panic!("off");
-    };
     let failures = Failures::default();
-    let push = metric_exporter(endpoint, failures.clone()).unwrap();
+    let push = metric_exporter(options.metrics.target().unwrap(), failures.clone()).unwrap();
     let read = || metrics::Reading {
         status: Arc::default(),
         unix: 0.0,
@@ -222,21 +226,23 @@ fn metrics_are_pushed_and_a_collector_that_refuses_them_is_noticed() {
 }
 
 #[test]
-fn both_signals_complain_about_a_dead_collector_by_name() {
+fn all_signals_complain_about_a_dead_collector_by_name() {
     let output = Output::default();
     let options = options(DEFAULT_FILTER, LogFormat::Human, None);
     let (subscriber, guard, _) = assemble(&options, Box::new(output.clone()), false).unwrap();
     tracing::subscriber::with_default(subscriber, || {
-        for what in ["spans", "metrics"] {
-            let watched = Watched::new((), Failures::default());
-            let failed = || Err(OTelSdkError::InternalFailure("connection refused".into()));
-            watched.note(what, &failed());
-            watched.note(what, &failed());
+        for signal in [Signal::Traces, Signal::Metrics, Signal::Logs] {
+            let trouble = Trouble::default();
+            let watched = Watched::new((), signal, Failures::default(), trouble.clone());
+            let failed = || Err(OTelSdkError::InternalFailure("network error".into()));
+            trouble.set(Some("connection refused".to_owned()));
+            watched.note(&failed());
+            watched.note(&failed());
         }
     });
     assert!(guard.shutdown(Duration::from_secs(10)));
     let text = output.text();
-    for what in ["spans", "metrics"] {
+    for what in ["spans", "metrics", "log lines"] {
         let line = format!("{what} cannot be delivered");
         assert_eq!(text.matches(&line).count(), 1, "{text}");
     }
@@ -286,6 +292,129 @@ fn json_lines_are_one_object_each() {
     assert_eq!(lines[0]["message"], "joined\nor \"not\"");
     assert_eq!(lines[0]["attempt"], 3);
     assert_eq!(lines[1]["level"], "DEBUG");
+}
+
+#[test]
+fn json_lines_of_an_exported_span_have_its_ids_whatever_the_level() {
+    let (address, _received) = collector();
+    for filter in ["info", "warn"] {
+        let output = Output::default();
+        let options = options(filter, LogFormat::Json, Some(address));
+        let (subscriber, guard, _) = assemble(&options, Box::new(output.clone()), false).unwrap();
+        let ids = tracing::subscriber::with_default(subscriber, || {
+            tracing::warn!("outside");
+            tracing::info_span!("portal.connect").in_scope(|| {
+                tracing::warn!(attempt = 3, "inside");
+                let current = opentelemetry::Context::current();
+                let span = current.span().span_context().clone();
+                (span.trace_id().to_string(), span.span_id().to_string())
+            })
+        });
+        assert!(guard.shutdown(Duration::from_secs(10)));
+        let text = output.text();
+        let lines: Vec<serde_json::Value> = text
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        assert_eq!(lines.len(), 2, "{text}");
+        assert!(lines[0].get("trace_id").is_none(), "{text}");
+        assert_eq!((ids.0.len(), ids.1.len()), (32, 16));
+        assert_eq!(lines[1]["trace_id"], ids.0, "{text}");
+        assert_eq!(lines[1]["span_id"], ids.1, "{text}");
+        assert_eq!(lines[1]["attempt"], 3, "{text}");
+    }
+}
+
+/// What of the requests went to a path, decoded.
+fn logs(received: &mpsc::Receiver<Request>) -> Vec<LogRecord> {
+    received
+        .try_iter()
+        .filter(|request| request.line.starts_with("POST /v1/logs "))
+        .map(|request| ExportLogsServiceRequest::decode(request.body.as_slice()).unwrap())
+        .flat_map(|request| request.resource_logs)
+        .flat_map(|resource| resource.scope_logs)
+        .flat_map(|scope| scope.log_records)
+        .collect()
+}
+
+fn body(record: &LogRecord) -> &str {
+    match record.body.as_ref().and_then(|body| body.value.as_ref()) {
+        Some(any_value::Value::StringValue(text)) => text,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn log_lines_that_are_written_are_exported_with_the_ids_of_their_span() {
+    let (address, received) = collector();
+    let output = Output::default();
+    let options = options("info", LogFormat::Human, Some(address));
+    let (subscriber, guard, _) = assemble(&options, Box::new(output.clone()), false).unwrap();
+    tracing::subscriber::with_default(subscriber, || {
+        tracing::debug!("details");
+        tracing::info_span!("portal.connect").in_scope(|| tracing::warn!(attempt = 3, "no answer"));
+        tracing::info!("joined");
+    });
+    assert!(guard.shutdown(Duration::from_secs(10)));
+    let records = logs(&received);
+    let bodies: Vec<_> = records.iter().map(body).collect();
+    assert_eq!(bodies, ["no answer", "joined"]);
+    assert_eq!(records[0].severity_text, "WARN");
+    assert_eq!(records[0].attributes[0].key, "attempt");
+    assert_eq!(
+        (records[0].trace_id.len(), records[0].span_id.len()),
+        (16, 8)
+    );
+    assert!(records[1].trace_id.is_empty());
+    assert!(output.text().contains("joined"));
+}
+
+#[test]
+fn a_collector_that_takes_no_log_lines_costs_neither_time_nor_memory() {
+    // Connections land in the backlog and are never answered.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let options = options("info", LogFormat::Human, Some(silent.local_addr().unwrap()));
+    let (subscriber, guard, _) = assemble(&options, Box::new(io::sink()), false).unwrap();
+    let begin = Instant::now();
+    tracing::subscriber::with_default(subscriber, || {
+        for n in 0..20_000 {
+            tracing::info!(n, "something happened");
+        }
+    });
+    assert!(
+        begin.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        begin.elapsed()
+    );
+    let begin = Instant::now();
+    assert!(!guard.shutdown(Duration::from_millis(300)));
+    assert!(
+        begin.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        begin.elapsed()
+    );
+}
+
+#[test]
+fn a_certificate_that_cannot_be_read_is_told_by_name() {
+    let env: FixedEnv = [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://127.0.0.1:1"),
+        ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/nonexistent/ca.pem"),
+        ("OTEL_LOGS_EXPORTER", "none"),
+    ]
+    .into_iter()
+    .collect();
+    let options = Options {
+        export: Export::decide(&env, Signal::Traces),
+        logs: Export::decide(&env, Signal::Logs),
+        ..options("info", LogFormat::Human, None)
+    };
+    let (_, guard, problems) = assemble(&options, Box::new(io::sink()), false).unwrap();
+    assert!(!guard.exports_traces());
+    let [(Signal::Traces, error)] = problems.as_slice() else {
+        panic!("{problems:?}");
+    };
+    assert!(error.to_string().contains("/nonexistent/ca.pem"), "{error}");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Notices when spans or metrics cannot be delivered, and says so rarely.
+//! Notices when spans, metrics or log lines cannot be delivered, and says so rarely.
 
 use std::{
     sync::{
@@ -11,9 +11,12 @@ use std::{
 use opentelemetry_sdk::{
     Resource,
     error::OTelSdkResult,
+    logs::{LogBatch, LogExporter},
     metrics::{Temporality, data::ResourceMetrics, exporter::PushMetricExporter},
     trace::{SpanData, SpanExporter},
 };
+
+use super::{Signal, transport::Trouble};
 
 /// At most one line in this time about a collector that stays away.
 const QUIET: Duration = Duration::from_secs(15 * 60);
@@ -26,6 +29,21 @@ impl Failures {
     pub(super) fn total(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
+}
+
+/// Those of the whole process.
+fn failed(signal: Signal) -> &'static AtomicU64 {
+    static FAILED: [AtomicU64; 3] = [const { AtomicU64::new(0) }; 3];
+    match signal {
+        Signal::Traces => &FAILED[0],
+        Signal::Metrics => &FAILED[1],
+        Signal::Logs => &FAILED[2],
+    }
+}
+
+/// Exports that failed since start.
+pub(super) fn failed_exports(signal: Signal) -> u64 {
+    failed(signal).load(Ordering::Relaxed)
 }
 
 /// When a line was last written, and whether the collector is away.
@@ -72,23 +90,30 @@ impl Complaints {
 #[derive(Debug)]
 pub struct Watched<E> {
     exporter: E,
+    signal: Signal,
     failures: Failures,
+    /// Tells more than the exporter does.
+    trouble: Trouble,
     complaints: Mutex<Complaints>,
 }
 
 impl<E> Watched<E> {
-    pub(super) fn new(exporter: E, failures: Failures) -> Self {
+    pub(super) fn new(exporter: E, signal: Signal, failures: Failures, trouble: Trouble) -> Self {
         Self {
             exporter,
+            signal,
             failures,
+            trouble,
             complaints: Mutex::default(),
         }
     }
 
-    /// Takes note of the result of an export of `what`.
-    pub(super) fn note(&self, what: &str, result: &OTelSdkResult) {
+    /// Takes note of the result of an export.
+    pub(super) fn note(&self, result: &OTelSdkResult) {
+        let what = self.signal.as_str();
         if result.is_err() {
             self.failures.0.fetch_add(1, Ordering::Relaxed);
+            failed(self.signal).fetch_add(1, Ordering::Relaxed);
         }
         let say = self
             .complaints
@@ -97,7 +122,7 @@ impl<E> Watched<E> {
             .observe(result.is_ok(), Instant::now());
         match (say, result) {
             (Say::Failing(batches), Err(error)) => tracing::warn!(
-                %error,
+                error = self.trouble.get().unwrap_or_else(|| error.to_string()),
                 batches,
                 "{what} cannot be delivered to the OTLP endpoint and are lost; the gateway is not \
                  affected, and this is not repeated for 15 minutes"
@@ -113,7 +138,7 @@ impl<E> Watched<E> {
 impl<E: SpanExporter> SpanExporter for Watched<E> {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
         let result = self.exporter.export(batch).await;
-        self.note("spans", &result);
+        self.note(&result);
         result
     }
 
@@ -137,7 +162,7 @@ impl<E: SpanExporter> SpanExporter for Watched<E> {
 impl<E: PushMetricExporter> PushMetricExporter for Watched<E> {
     async fn export(&self, metrics: &ResourceMetrics) -> OTelSdkResult {
         let result = self.exporter.export(metrics).await;
-        self.note("metrics", &result);
+        self.note(&result);
         result
     }
 
@@ -155,6 +180,26 @@ impl<E: PushMetricExporter> PushMetricExporter for Watched<E> {
 
     fn temporality(&self) -> Temporality {
         self.exporter.temporality()
+    }
+}
+
+impl<E: LogExporter> LogExporter for Watched<E> {
+    async fn export(&self, batch: LogBatch<'_>) -> OTelSdkResult {
+        let result = self.exporter.export(batch).await;
+        self.note(&result);
+        result
+    }
+
+    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
+        self.exporter.shutdown_with_timeout(timeout)
+    }
+
+    fn shutdown(&self) -> OTelSdkResult {
+        self.exporter.shutdown()
+    }
+
+    fn set_resource(&mut self, resource: &Resource) {
+        self.exporter.set_resource(resource);
     }
 }
 
