@@ -289,6 +289,9 @@ impl Driver {
 
     fn feed(&mut self, input: Input) {
         let now = now();
+        // What is logged about an attempt has the ids of its span; its attributes would only make
+        // lines long.
+        let _ids = self.trace.current().attach();
         match input {
             Input::Dialled(result) => {
                 self.dialling = None;

@@ -122,10 +122,11 @@ pub struct Guard {
 pub fn init(options: &Options) -> Result<Guard, InitError> {
     let colour = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let (subscriber, guard, problems) = assemble(options, Box::new(io::stdout()), colour)?;
-    tracing::subscriber::set_global_default(subscriber)?;
+    // First, since the library logs this, which would tell nobody anything.
     if let Some(provider) = &guard.provider {
         global::set_tracer_provider(provider.clone());
     }
+    tracing::subscriber::set_global_default(subscriber)?;
     log_panics(guard.logs.clone(), guard.exported_logs.clone());
     for (signal, error) in problems {
         tell(signal, &error);

@@ -2,17 +2,19 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::fmt::Debug;
 use std::sync::Mutex;
 
 use opentelemetry::KeyValue;
 use opentelemetry::trace::{
-    Link, Span as _, SpanContext, SpanId, Status, Tracer, TracerProvider as _,
+    Link, Span as _, SpanContext, SpanId, Status, TraceContextExt as _, Tracer, TracerProvider as _,
 };
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{SdkTracerProvider, SpanData, SpanExporter};
 use serde_json::json;
 use tokio::net::TcpListener;
-use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::Layer;
+use tracing_subscriber::layer::{self, SubscriberExt};
 
 use super::*;
 use crate::admin::model::PortalState;
@@ -322,6 +324,59 @@ async fn attempts_and_outages_become_spans() {
     assert!((1000..=2000).contains(&delay), "{delay}");
     assert_eq!(joined.links[0].span_context, failed.span_context);
     assert!(!format!("{spans:?}").contains("secret-token"));
+}
+
+/// Messages that are logged, each with the id of the span it belongs to.
+#[derive(Clone, Default)]
+struct Logged(Arc<Mutex<Vec<(String, SpanId)>>>);
+
+impl<S: tracing::Subscriber> Layer<S> for Logged {
+    fn on_event(&self, event: &tracing::Event<'_>, _: layer::Context<'_, S>) {
+        struct Message(String);
+        impl tracing::field::Visit for Message {
+            fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn Debug) {
+                if field.name() == "message" {
+                    self.0 = format!("{value:?}");
+                }
+            }
+        }
+        let mut message = Message(String::new());
+        event.record(&mut message);
+        let context = opentelemetry::Context::current();
+        let span = context.span().span_context().span_id();
+        self.0.lock().unwrap().push((message.0, span));
+    }
+}
+
+#[tokio::test]
+async fn what_is_logged_about_an_attempt_has_the_ids_of_its_span() {
+    let exported = Exported::default();
+    let logged = Logged::default();
+    // See `Exported::install`.
+    let _second = tracing::Dispatch::new(tracing::subscriber::NoSubscriber::default());
+    let spans = tracing_opentelemetry::layer().with_tracer(exported.provider().tracer("test"));
+    let subscriber = tracing_subscriber::registry().with(spans);
+    let _guard = tracing::subscriber::set_default(subscriber.with(logged.clone()));
+    let (listener, url) = listen().await;
+    let mut driver = driver(&url);
+    let (_, _) = while_driven(&mut driver, answer(&listener, BUSY)).await;
+    let _peer = connect(&mut driver, &listener).await;
+
+    let spans = exported.take();
+    let attempts = spans.iter().filter(|s| s.name == "portal.connect");
+    let ids: Vec<SpanId> = attempts.map(|s| s.span_context.span_id()).collect();
+    let logged = logged.0.lock().unwrap();
+    let id_of = |begin: &str| {
+        let line = logged.iter().find(|(text, _)| text.starts_with(begin));
+        line.unwrap_or_else(|| panic!("{begin}: {logged:?}")).1
+    };
+    assert_eq!(
+        ids,
+        [
+            id_of("no connection to the portal"),
+            id_of("connected to the portal")
+        ]
+    );
 }
 
 fn an_attempt(tracer: &impl Tracer, n: i64, joined: bool) -> outage::Attempt {

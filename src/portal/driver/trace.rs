@@ -3,9 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-use opentelemetry::KeyValue;
 use opentelemetry::global::BoxedSpan;
 use opentelemetry::trace::{SpanContext, Status, TraceContextExt};
+use opentelemetry::{Context, KeyValue};
 use tracing::{Span, field, info_span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
@@ -82,6 +82,13 @@ impl Trace {
         }
         self.attempt = Some(span.clone());
         span
+    }
+
+    /// With the span of the attempt that is under way, if one is.
+    pub(super) fn current(&self) -> Context {
+        self.attempt
+            .as_ref()
+            .map_or_else(Context::new, OpenTelemetrySpanExt::context)
     }
 
     pub(super) fn record(&mut self, milestone: Milestone, now: Instant) {
