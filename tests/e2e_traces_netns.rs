@@ -1,6 +1,7 @@
 //! What the gateway exports to a collector, in network namespaces.
 //!
-//! Needs root, coturn, iproute2, nftables and curl; run by `scripts/test`.
+//! Needs root, coturn, iproute2, nftables, curl and rotel, a collector that PyPI has; run by
+//! `scripts/test`, which installs it.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -157,6 +158,103 @@ fn the_trace_of_an_outage_tells_whom_it_cut_and_whom_something_else_did() -> Res
             let span = other_end(&lab, name, link, &cut)?;
             ensure!(span["status"]["code"] == "error", "{span}");
         }
+    }
+    Ok(())
+}
+
+/// A collector that is not ours passes everything on to ours.
+fn start_rotel(lab: &mut Lab) -> Result<()> {
+    let agent = std::env::var("FIREZONE_LAB_ROTEL").unwrap_or_else(|_| "rotel-agent".to_owned());
+    let pid = lab.net.dir().join("rotel.pid");
+    let pid = pid.to_string_lossy().into_owned();
+    let args = [
+        ["start", "--pid-file"].as_slice(),
+        &[&pid, "--otlp-http-endpoint", "0.0.0.0:4328"],
+        &["--otlp-grpc-endpoint", "0.0.0.0:4327"],
+        &["--exporter", "otlp", "--otlp-exporter-protocol", "http"],
+        &["--otlp-exporter-endpoint", "http://127.0.0.1:4318"],
+        &["--otlp-exporter-compression", "none"],
+    ]
+    .concat();
+    lab.net
+        .start("rotel", "internet", Path::new(&agent), &args, &[])
+        .context("set FIREZONE_LAB_ROTEL to rotel-agent of PyPI's package rotel")?;
+    lab.net
+        .eventually("rotel listens", Duration::from_secs(10), |net| {
+            net.sh("internet", "nc -z 127.0.0.1 4328 && nc -z 127.0.0.1 4327")
+        })
+}
+
+/// What our collector has of one kind.
+fn received(lab: &Lab, kind: &str) -> Result<Vec<Value>> {
+    let line = format!("curl -sS -f http://127.0.0.1:4318/{kind}");
+    let all: Value = serde_json::from_str(&lab.net.output("internet", &line)?)?;
+    Ok(all.as_array().context("a list")?.clone())
+}
+
+#[test]
+#[ignore = "needs root, coturn, rotel and network namespaces"]
+fn a_collector_of_others_takes_all_signals_over_both_protocols() -> Result<()> {
+    let mut lab = Lab::new("rotel", gateway())?;
+    lab.start_surroundings()?;
+    start_rotel(&mut lab)?;
+    for (protocol, port, compression) in [("http/protobuf", 4328, "none"), ("grpc", 4327, "gzip")] {
+        lab.net.sh(
+            "internet",
+            "curl -sS -f -X DELETE http://127.0.0.1:4318/spans",
+        )?;
+        let endpoint = format!("http://203.0.113.1:{port}");
+        lab.start_gateway(&[
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint),
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", protocol),
+            ("OTEL_EXPORTER_OTLP_COMPRESSION", compression),
+            ("OTEL_BLRP_SCHEDULE_DELAY", "500"),
+        ])?;
+        lab.wait_ready()?;
+        let end = Instant::now() + Duration::from_secs(20);
+        let (spans, lines) = loop {
+            let spans = received(&lab, "spans")?;
+            let lines = received(&lab, "logs")?;
+            let metrics = received(&lab, "metrics")?;
+            let joined = lines.iter().any(|l| l["body"] == "connected to the portal");
+            let attempt = spans.iter().any(|s| s["name"] == "portal.connect");
+            if joined && attempt && metrics.iter().any(|m| m == "gateway.portal.state") {
+                break (spans, lines);
+            }
+            ensure!(
+                Instant::now() < end,
+                "{protocol}: {spans:?}\n{lines:?}\n{metrics:?}\n{}",
+                lab.net.logs()
+            );
+            std::thread::sleep(Duration::from_millis(300));
+        };
+        let attempt = spans.iter().find(|s| s["name"] == "portal.connect");
+        let attempt = attempt.context("an attempt")?;
+        for one in [attempt, &lines[0]] {
+            let service = &one["resource"]["service.name"];
+            ensure!(service == "firezone-gateway", "{protocol}: {one}");
+        }
+        // The line is found from the span.
+        let line = lines
+            .iter()
+            .find(|l| l["body"] == "connected to the portal");
+        let line = line.context("the line")?;
+        ensure!(
+            line["trace_id"] == attempt["trace_id"] && line["span_id"] == attempt["span_id"],
+            "{protocol}: {line} {attempt}"
+        );
+
+        // The last words arrive, too.
+        lab.net.signal("gateway", rustix::process::Signal::TERM)?;
+        let status = lab.net.wait("gateway", Duration::from_secs(5))?;
+        ensure!(status.success(), "{protocol}: {status}");
+        lab.net
+            .eventually("the last line arrives", Duration::from_secs(5), |net| {
+                net.sh(
+                    "internet",
+                    "curl -sS -f http://127.0.0.1:4318/logs | grep -q 'Shutting down'",
+                )
+            })?;
     }
     Ok(())
 }

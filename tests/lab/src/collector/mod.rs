@@ -1,4 +1,4 @@
-//! A trace collector for tests: OTLP/HTTP with binary protobuf in, JSON out.
+//! A collector for tests: OTLP/HTTP with binary protobuf in, JSON out.
 //!
 //! Spans are kept as received. Nothing is sampled, merged or renamed, so that a test sees exactly
 //! what the exporter sent.
@@ -7,7 +7,8 @@ mod span;
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
+use std::io::Read as _;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::body::Bytes;
@@ -27,7 +28,7 @@ use opentelemetry_proto::tonic::collector::metrics::v1::{
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
 use prost::Message;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 pub use span::Span;
 
@@ -45,7 +46,26 @@ pub struct Store {
 struct Inner {
     spans: VecDeque<Span>,
     flow_logs: VecDeque<FlowLog>,
+    logs: VecDeque<LogLine>,
+    metrics: BTreeSet<String>,
     stats: Stats,
+}
+
+/// A log line.
+#[derive(Debug, Clone, Serialize)]
+pub struct LogLine {
+    /// Its text.
+    pub body: Value,
+    /// `INFO` and so on.
+    pub severity: String,
+    /// 32 hex digits; empty outside a span.
+    pub trace_id: String,
+    /// 16 hex digits; empty outside a span.
+    pub span_id: String,
+    /// Attributes by name.
+    pub attributes: Map<String, Value>,
+    /// Attributes of the resource.
+    pub resource: Map<String, Value>,
 }
 
 /// An uploaded flow log record.
@@ -141,6 +161,8 @@ pub fn router(store: Store) -> Router {
         .route("/v1/metrics", post(metrics))
         .route("/v1/logs", post(logs))
         .route("/spans", get(list).delete(clear))
+        .route("/logs", get(list_logs))
+        .route("/metrics", get(list_metrics))
         .route("/stats", get(stats))
         .route("/ingestion/flow_logs", post(flow_logs))
         .route("/flow_logs", get(list_flow_logs))
@@ -194,6 +216,15 @@ async fn list_flow_logs(State(store): State<Store>) -> Json<Vec<FlowLog>> {
     Json(store.with(|inner| inner.flow_logs.iter().cloned().collect()))
 }
 
+async fn list_logs(State(store): State<Store>) -> Json<Vec<LogLine>> {
+    Json(store.with(|inner| inner.logs.iter().cloned().collect()))
+}
+
+/// Names of all metrics received.
+async fn list_metrics(State(store): State<Store>) -> Json<BTreeSet<String>> {
+    Json(store.with(|inner| inner.metrics.clone()))
+}
+
 async fn clear(State(store): State<Store>) -> StatusCode {
     store.with(|inner| *inner = Inner::default());
     StatusCode::NO_CONTENT
@@ -224,12 +255,12 @@ async fn metrics(State(store): State<Store>, headers: HeaderMap, body: Bytes) ->
         &body,
         |inner, request: ExportMetricsServiceRequest| {
             inner.stats.metric_requests += 1;
-            inner.stats.metrics += request
-                .resource_metrics
-                .iter()
-                .flat_map(|resource| &resource.scope_metrics)
-                .map(|scope| scope.metrics.len() as u64)
-                .sum::<u64>();
+            let scopes = request.resource_metrics.into_iter();
+            let scopes = scopes.flat_map(|resource| resource.scope_metrics);
+            for metric in scopes.flat_map(|scope| scope.metrics) {
+                inner.stats.metrics += 1;
+                inner.metrics.insert(metric.name);
+            }
             ExportMetricsServiceResponse::default()
         },
     )
@@ -242,12 +273,25 @@ async fn logs(State(store): State<Store>, headers: HeaderMap, body: Bytes) -> Re
         &body,
         |inner, request: ExportLogsServiceRequest| {
             inner.stats.log_requests += 1;
-            inner.stats.logs += request
-                .resource_logs
-                .iter()
-                .flat_map(|resource| &resource.scope_logs)
-                .map(|scope| scope.log_records.len() as u64)
-                .sum::<u64>();
+            for from_resource in request.resource_logs {
+                let resource = from_resource.resource.unwrap_or_default();
+                let resource = span::attributes(resource.attributes);
+                let scopes = from_resource.scope_logs.into_iter();
+                for record in scopes.flat_map(|scope| scope.log_records) {
+                    inner.stats.logs += 1;
+                    inner.logs.push_back(LogLine {
+                        body: record.body.map_or(Value::Null, span::value),
+                        severity: record.severity_text,
+                        trace_id: hex::encode(record.trace_id),
+                        span_id: hex::encode(record.span_id),
+                        attributes: span::attributes(record.attributes),
+                        resource: resource.clone(),
+                    });
+                }
+            }
+            while inner.logs.len() > store.capacity {
+                inner.logs.pop_front();
+            }
             ExportLogsServiceResponse::default()
         },
     )
@@ -283,12 +327,23 @@ where
             format!("content type {media_type:?}, only application/x-protobuf is understood"),
         );
     }
-    if !matches!(value(header::CONTENT_ENCODING), "" | "identity") {
-        return refuse(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "compressed requests are not understood".to_owned(),
-        );
-    }
+    let mut decompressed = Vec::new();
+    let body = match value(header::CONTENT_ENCODING) {
+        "" | "identity" => body,
+        "gzip" => {
+            let mut decoder = flate2::read::GzDecoder::new(body).take(MAX_REQUEST as u64);
+            match decoder.read_to_end(&mut decompressed) {
+                Ok(_) => decompressed.as_slice(),
+                Err(error) => return refuse(StatusCode::BAD_REQUEST, format!("not gzip: {error}")),
+            }
+        }
+        other => {
+            return refuse(
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                format!("content encoding {other:?}, only gzip is understood"),
+            );
+        }
+    };
     match Request::decode(body) {
         Ok(request) => {
             let reply = store.with(|inner| accept(inner, request));

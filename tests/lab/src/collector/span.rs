@@ -140,14 +140,14 @@ fn convert(span: otlp::Span, resource: Map<String, Value>, scope: String) -> Spa
     }
 }
 
-fn attributes(pairs: Vec<KeyValue>) -> Map<String, Value> {
+pub(super) fn attributes(pairs: Vec<KeyValue>) -> Map<String, Value> {
     pairs
         .into_iter()
         .map(|pair| (pair.key, pair.value.map_or(Value::Null, value)))
         .collect()
 }
 
-fn value(value: AnyValue) -> Value {
+pub(super) fn value(value: AnyValue) -> Value {
     match value.value {
         None => Value::Null,
         Some(Any::StringValue(v)) => Value::String(v),

@@ -4,10 +4,12 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::Response;
+use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::{
     AnyValue, ArrayValue, InstrumentationScope, KeyValue, any_value::Value as Any,
 };
+use opentelemetry_proto::tonic::logs::v1::{LogRecord, ResourceLogs, ScopeLogs};
 use opentelemetry_proto::tonic::resource::v1::Resource;
 use opentelemetry_proto::tonic::trace::v1::{
     ResourceSpans, ScopeSpans, Span, Status, span::Link, span::SpanKind, status::StatusCode as Code,
@@ -155,17 +157,22 @@ async fn oldest_spans_go_first_when_full() {
 }
 
 #[tokio::test]
-async fn json_compressed_and_broken_requests_are_refused_and_counted() {
+async fn json_and_broken_requests_are_refused_and_counted() {
     let store = Store::with_capacity(2);
     let json = HeaderMap::from_iter([(
         header::CONTENT_TYPE,
         HeaderValue::from_static("application/json"),
     )]);
-    let mut gzip = protobuf();
-    gzip.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    let encoded = |encoding| {
+        let mut headers = protobuf();
+        headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static(encoding));
+        headers
+    };
+    let (gzip, zstd) = (encoded("gzip"), encoded("zstd"));
     for (headers, body, expected) in [
         (json, request(vec![]), StatusCode::UNSUPPORTED_MEDIA_TYPE),
-        (gzip, request(vec![]), StatusCode::UNSUPPORTED_MEDIA_TYPE),
+        (zstd, request(vec![]), StatusCode::UNSUPPORTED_MEDIA_TYPE),
+        (gzip, request(vec![]), StatusCode::BAD_REQUEST),
         (
             protobuf(),
             Bytes::from_static(b"\xff\xff"),
@@ -174,6 +181,58 @@ async fn json_compressed_and_broken_requests_are_refused_and_counted() {
     ] {
         assert_eq!(post(&store, headers, body).await.status(), expected);
     }
-    assert_eq!(store.stats().refused, 3);
+    assert_eq!(store.stats().refused, 4);
     assert_eq!(store.stats().trace_requests, 0);
+}
+
+#[tokio::test]
+async fn compressed_requests_are_understood() {
+    let store = Store::with_capacity(2);
+    let mut headers = protobuf();
+    headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    let plain = request(vec![span("a")]);
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    std::io::Write::write_all(&mut encoder, &plain).unwrap();
+    let body = Bytes::from(encoder.finish().unwrap());
+    assert_eq!(post(&store, headers, body).await.status(), StatusCode::OK);
+    assert_eq!(store.spans(&Filter::default())[0].name, "a");
+}
+
+#[tokio::test]
+async fn log_lines_come_back_with_their_ids() {
+    let store = Store::with_capacity(1);
+    let record = |text: &str| LogRecord {
+        body: Some(AnyValue {
+            value: Some(Any::StringValue(text.to_owned())),
+        }),
+        severity_text: "WARN".to_owned(),
+        trace_id: vec![0xab; 16],
+        span_id: vec![0x01; 8],
+        ..LogRecord::default()
+    };
+    let body = ExportLogsServiceRequest {
+        resource_logs: vec![ResourceLogs {
+            scope_logs: vec![ScopeLogs {
+                log_records: vec![record("first"), record("second")],
+                ..ScopeLogs::default()
+            }],
+            ..ResourceLogs::default()
+        }],
+    };
+    let body = Bytes::from(body.encode_to_vec());
+    let answer = super::logs(State(store.clone()), protobuf(), body).await;
+    assert_eq!(answer.status(), StatusCode::OK);
+    assert_eq!(store.stats().logs, 2);
+    let lines = super::list_logs(State(store)).await.0;
+    assert_eq!(
+        serde_json::to_value(&lines).unwrap(),
+        json!([{
+            "body": "second",
+            "severity": "WARN",
+            "trace_id": "ab".repeat(16),
+            "span_id": "0101010101010101",
+            "attributes": {},
+            "resource": {},
+        }])
+    );
 }
