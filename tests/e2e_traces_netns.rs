@@ -258,3 +258,55 @@ fn a_collector_of_others_takes_all_signals_over_both_protocols() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+#[ignore = "needs root, coturn and network namespaces"]
+fn a_collector_that_does_not_answer_costs_a_line_a_signal_and_no_time() -> Result<()> {
+    let mut lab = Lab::new("silent", gateway())?;
+    lab.start_surroundings()?;
+    // Takes connections and says nothing.
+    let args = ["-l", "-k", "-p", "4399"];
+    lab.net
+        .start("silent", "internet", Path::new("nc"), &args, &[])?;
+    for protocol in ["http/protobuf", "grpc"] {
+        let said_before = lab.net.whole_log("gateway").len();
+        lab.start_gateway(&[
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://203.0.113.1:4399"),
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", protocol),
+            ("OTEL_EXPORTER_OTLP_TIMEOUT", "500"),
+            ("RUST_LOG", "trace"),
+        ])?;
+        lab.wait_ready()?;
+        lab.net.eventually(
+            "all signals fail, metrics again and again",
+            Duration::from_secs(30),
+            |net| {
+                let metrics = net.output("gateway", "curl -sS http://127.0.0.1:8080/metrics")?;
+                for signal in ["traces", "metrics", "logs"] {
+                    let name =
+                        format!("gateway_telemetry_export_failures_total{{signal=\"{signal}\"}} ");
+                    let failures = metrics.lines().find_map(|l| l.strip_prefix(&name));
+                    let failures: f64 = failures.context("the counter")?.parse()?;
+                    let wanted = if signal == "metrics" { 3.0 } else { 1.0 };
+                    ensure!(failures >= wanted, "{signal}: {failures}");
+                }
+                Ok(())
+            },
+        )?;
+        lab.net
+            .sh("gateway", "curl -sf http://127.0.0.1:8080/livez >/dev/null")?;
+        lab.net.signal("gateway", rustix::process::Signal::TERM)?;
+        let status = lab.net.wait("gateway", Duration::from_secs(3))?;
+        ensure!(status.success(), "{protocol}: {status}");
+        let log = lab.net.whole_log("gateway").split_off(said_before);
+        for what in ["spans", "metrics", "log lines"] {
+            let line = format!("{what} cannot be delivered");
+            let said: Vec<_> = log.lines().filter(|l| l.contains(&line)).collect();
+            ensure!(
+                said.len() == 1 && said[0].contains("no answer within 0.5 s"),
+                "{protocol}: {said:?}"
+            );
+        }
+    }
+    Ok(())
+}

@@ -22,6 +22,7 @@ use hyper::header::{
 use hyper::{Request, Response, StatusCode, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use opentelemetry_http::{HttpClient, HttpError};
+use prost::Message as _;
 use rustls::ClientConfig;
 use tokio::runtime::Runtime;
 use tokio::task::AbortHandle;
@@ -375,8 +376,11 @@ async fn answer(
         .map_err(|error| format!("the answer cannot be read: {error}"))?;
     let trailers = collected.trailers().cloned().unwrap_or_default();
     let body = collected.to_bytes();
-    if protocol == Protocol::Http || !parts.status.is_success() {
+    if !parts.status.is_success() {
         return Ok(Response::from_parts(parts, body));
+    }
+    if protocol == Protocol::Http {
+        return Ok(taken(body));
     }
     // An answer without a message has its trailers in place of headers.
     let find = |name: &HeaderName| trailers.get(name).or(parts.headers.get(name)).cloned();
@@ -384,7 +388,7 @@ async fn answer(
         .and_then(|value| value.to_str().ok()?.parse::<u32>().ok())
         .ok_or("the answer is not gRPC (is this the port for http/protobuf?)")?;
     if code == 0 {
-        return Ok(Response::new(unframed(&body)));
+        return Ok(taken(unframed(&body)));
     }
     let mut why = format!(
         "the collector answers gRPC status {code}, {}",
@@ -398,14 +402,51 @@ async fn answer(
         why.push_str(": ");
         why.push_str(&message);
     }
+    Ok(refusal(is_passing(code), why))
+}
+
+/// An answer of success may still say that some of it was not taken: that is lost, and the exporter
+/// would keep it to itself.
+fn taken(body: Bytes) -> Response<Bytes> {
+    let partial = Answer::decode(body.clone()).ok().and_then(|a| a.partial);
+    match partial {
+        Some(partial) if partial.rejected > 0 => {
+            let mut why = format!("the collector rejects {} of them", partial.rejected);
+            if !partial.message.is_empty() {
+                why.push_str(": ");
+                why.push_str(&shortened(&partial.message));
+            }
+            refusal(false, why)
+        }
+        _ => Response::new(body),
+    }
+}
+
+/// What makes the exporter try again or not.
+fn refusal(is_passing: bool, why: String) -> Response<Bytes> {
     let mut response = Response::new(Bytes::new());
-    *response.status_mut() = if is_passing(code) {
+    *response.status_mut() = if is_passing {
         StatusCode::SERVICE_UNAVAILABLE
     } else {
         StatusCode::BAD_REQUEST
     };
     response.extensions_mut().insert(Told(why));
-    Ok(response)
+    response
+}
+
+/// What `Export…ServiceResponse` has in common for all signals.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Answer {
+    #[prost(message, optional, tag = "1")]
+    partial: Option<Partial>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Partial {
+    #[prost(int64, tag = "1")]
+    rejected: i64,
+    #[prost(string, tag = "2")]
+    message: String,
 }
 
 /// Whether to try again (OTLP specification, "Failures" of OTLP/gRPC).

@@ -13,7 +13,6 @@ use hyper::service::service_fn;
 use tokio::net::TcpListener;
 
 use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
-use prost::Message as _;
 
 use super::super::export::{Export, Signal};
 use super::super::tests::Output;
@@ -261,6 +260,17 @@ fn refusals_are_told_in_words_and_only_passing_ones_are_tried_again() {
         trailers: &[],
         ..TAKEN
     };
+    // partial_success { rejected: 3, error_message: "too old" }
+    let partial = Reply {
+        body: b"\0\0\0\0\x0d\x0a\x0b\x08\x03\x12\x07too old",
+        ..TAKEN
+    };
+    let partial_http = Reply {
+        body: b"\x0a\x0b\x08\x03\x12\x07too old",
+        headers: &[],
+        trailers: &[],
+        ..TAKEN
+    };
     let not_found = Reply {
         status: 404,
         ..not_grpc
@@ -300,6 +310,18 @@ fn refusals_are_told_in_words_and_only_passing_ones_are_tried_again() {
             not_grpc,
             0,
             "the answer is not gRPC (is this the port for http/protobuf?)",
+        ),
+        (
+            Protocol::Grpc,
+            partial,
+            400,
+            "the collector rejects 3 of them: too old",
+        ),
+        (
+            Protocol::Http,
+            partial_http,
+            400,
+            "the collector rejects 3 of them: too old",
         ),
         (
             Protocol::Http,
