@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use firezone_lab::scenario::Lab;
+use rustix::process::Signal;
 use serde_json::Value;
 
 fn gateway() -> &'static Path {
@@ -41,6 +42,12 @@ fn outage(lab: &mut Lab, happens: impl FnOnce(&mut Lab) -> Result<()>) -> Result
         })?;
     happens(lab)?;
     lab.start_portal()?;
+    // The backoff is not what is tested here.
+    lab.net
+        .eventually("the portal answers", Duration::from_secs(5), |net| {
+            net.sh("internet", "nc -z 127.0.0.1 8081")
+        })?;
+    lab.net.signal("gateway", Signal::HUP)?;
     let end = Instant::now() + Duration::from_secs(90);
     loop {
         let mut spans = lab.spans("portal.outage")?;
@@ -245,7 +252,7 @@ fn a_collector_of_others_takes_all_signals_over_both_protocols() -> Result<()> {
         );
 
         // The last words arrive, too.
-        lab.net.signal("gateway", rustix::process::Signal::TERM)?;
+        lab.net.signal("gateway", Signal::TERM)?;
         let status = lab.net.wait("gateway", Duration::from_secs(5))?;
         ensure!(status.success(), "{protocol}: {status}");
         lab.net
@@ -295,7 +302,7 @@ fn a_collector_that_does_not_answer_costs_a_line_a_signal_and_no_time() -> Resul
         )?;
         lab.net
             .sh("gateway", "curl -sf http://127.0.0.1:8080/livez >/dev/null")?;
-        lab.net.signal("gateway", rustix::process::Signal::TERM)?;
+        lab.net.signal("gateway", Signal::TERM)?;
         let status = lab.net.wait("gateway", Duration::from_secs(3))?;
         ensure!(status.success(), "{protocol}: {status}");
         let log = lab.net.whole_log("gateway").split_off(said_before);
