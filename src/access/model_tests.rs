@@ -83,8 +83,8 @@ struct Caches {
 impl Caches {
     fn new() -> Self {
         Self {
-            outbound: FlowCache::new(),
-            inbound: FlowCache::new(),
+            outbound: FlowCache::new(1),
+            inbound: FlowCache::new(1),
         }
     }
 

@@ -12,8 +12,10 @@ use std::time::Instant;
 use crate::access::{Denied, Flow, Passed, Tick};
 use crate::packet::{FlowKey, TcpFlags};
 
-/// Sets per cache.
+/// Sets of all workers' caches together; each flow is one worker's.
 const SETS: usize = 4096;
+/// Sets of a cache at least.
+const MIN_SETS: usize = 512;
 /// Entries per set.
 const WAYS: usize = 4;
 
@@ -54,11 +56,12 @@ pub struct At {
 }
 
 impl FlowCache {
-    /// An empty cache.
-    pub fn new() -> Self {
+    /// An empty cache for one of so many workers.
+    pub fn new(workers: usize) -> Self {
+        let sets = (SETS / workers.max(1)).max(MIN_SETS).next_power_of_two();
         Self {
-            sets: (0..SETS).map(|_| [const { None }; WAYS]).collect(),
-            victim: vec![0; SETS].into_boxed_slice(),
+            sets: (0..sets).map(|_| [const { None }; WAYS]).collect(),
+            victim: vec![0; sets].into_boxed_slice(),
             hasher: foldhash::fast::RandomState::default(),
         }
     }
@@ -77,7 +80,7 @@ impl FlowCache {
         flags: TcpFlags,
         decide: impl FnOnce() -> Result<Passed, Denied>,
     ) -> Result<Option<&Arc<Flow>>, Denied> {
-        let set = self.hasher.hash_one(key) as usize & (SETS - 1);
+        let set = self.hasher.hash_one(key) as usize & (self.sets.len() - 1);
         let hit = self.sets[set].iter().position(|entry| {
             entry.as_ref().is_some_and(|entry| {
                 entry.generation == generation
@@ -114,12 +117,6 @@ impl FlowCache {
             flow: passed.flow,
         });
         way
-    }
-}
-
-impl Default for FlowCache {
-    fn default() -> Self {
-        Self::new()
     }
 }
 
@@ -173,7 +170,7 @@ mod tests {
 
     #[test]
     fn an_allowance_is_asked_for_once_per_generation() {
-        let (mut cache, now) = (FlowCache::new(), Instant::now());
+        let (mut cache, now) = (FlowCache::new(1), Instant::now());
         let mut asked = 0;
         for generation in [1, 1, 1, 2, 2, 1] {
             passes(&mut cache, (5, generation), (now, now), || {
@@ -186,7 +183,7 @@ mod tests {
 
     #[test]
     fn an_allowance_ends_when_its_grant_does() {
-        let (mut cache, now) = (FlowCache::new(), Instant::now());
+        let (mut cache, now) = (FlowCache::new(1), Instant::now());
         let until = now + Duration::from_secs(5);
         let limited = || {
             Ok(Passed {
@@ -202,14 +199,14 @@ mod tests {
 
     #[test]
     fn a_denial_is_asked_for_each_time() {
-        let (mut cache, now) = (FlowCache::new(), Instant::now());
+        let (mut cache, now) = (FlowCache::new(1), Instant::now());
         assert!(!passes(&mut cache, (5, 1), (now, now), || DENY));
         assert!(passes(&mut cache, (5, 1), (now, now), || ALLOW));
     }
 
     #[test]
     fn a_flood_of_flows_evicts_but_never_mixes_verdicts() {
-        let (mut cache, now) = (FlowCache::new(), Instant::now());
+        let (mut cache, now) = (FlowCache::new(1), Instant::now());
         for round in 0..2u64 {
             for port in 0..=u16::MAX {
                 // Each flow's allowance ends at a time of its own; asked just before and at it.

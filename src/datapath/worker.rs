@@ -203,14 +203,15 @@ impl State {
             .map(UdpSocket::max_segments)
             .min()
             .unwrap_or(1);
+        let workers = io.tun.queues().len();
         Self {
             relays: io.table.relays(),
             device: Coalescer::new(io.queue().offloads()),
             io,
             now,
             is_busy: false,
-            outbound: FlowCache::new(),
-            inbound: FlowCache::new(),
+            outbound: FlowCache::new(workers),
+            inbound: FlowCache::new(workers),
             trains: Trains::default(),
             passed: Passed::default(),
             replies: ReplyBudget::default(),
