@@ -22,5 +22,6 @@ pub mod net;
 pub mod packet;
 pub mod portal;
 pub mod telemetry;
+mod throttle;
 mod timers;
 pub mod wireguard;

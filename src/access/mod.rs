@@ -507,9 +507,6 @@ impl Access {
             .get(&client)
             .ok_or(Unannounced::NotAuthorized)?;
         let done = state.tables.announce(domain, resource, proxies, resolved);
-        if done.renumbered {
-            tracing::info!(%client, "The client made up its addresses anew");
-        }
         if resolved.is_failure() && !state.tables.is_known(domain, resource) {
             return Err(Unannounced::NotResolved);
         }

@@ -18,11 +18,12 @@ mod tests;
 use std::{
     io,
     net::SocketAddr,
+    num::NonZeroU64,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::{
@@ -40,6 +41,7 @@ pub use self::{
 use self::{health::Tracker, listener::Bounded, model::Status};
 use crate::config::Probe;
 use crate::telemetry::metrics::{Metrics, Reading};
+use crate::throttle::Throttle;
 
 /// How long requests under way may take once the server is to end.
 const LINGER: Duration = Duration::from_secs(2);
@@ -76,6 +78,7 @@ pub struct AdminState {
     tracker: Arc<Mutex<Tracker>>,
     metrics: Option<Arc<Metrics>>,
     token: Option<AdminToken>,
+    complaints: Arc<Mutex<Throttle>>,
 }
 
 impl AdminState {
@@ -89,6 +92,7 @@ impl AdminState {
             tracker: Arc::default(),
             metrics: None,
             token: None,
+            complaints: Arc::new(Mutex::new(Throttle::MINUTELY)),
         }
     }
 
@@ -165,6 +169,16 @@ impl AdminState {
         let status = self.status();
         let mut tracker = self.tracker.lock().unwrap_or_else(PoisonError::into_inner);
         health::report(probe, &status, &self.liveness, &mut tracker, now)
+    }
+
+    /// Whether it may be logged that nobody can be let in, and how often it was not.
+    #[expect(clippy::option_option, reason = "as `Throttle::admit`")]
+    fn complaint(&self) -> Option<Option<NonZeroU64>> {
+        let mut complaints = self
+            .complaints
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        complaints.admit(Instant::now())
     }
 
     #[cfg(test)]

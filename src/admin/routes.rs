@@ -71,7 +71,11 @@ async fn guard(State(state): State<AdminState>, request: Request, next: Next) ->
             (StatusCode::UNAUTHORIZED, [(WWW_AUTHENTICATE, ask)], text).into_response()
         }
         Err(error) => {
-            tracing::warn!(file = %token.path().display(), %error, "The admin token cannot be read");
+            // Whoever reaches the port can ask as often as they like.
+            if let Some(suppressed) = state.complaint() {
+                let file = token.path().display();
+                tracing::warn!(%file, %error, suppressed, "The admin token cannot be read");
+            }
             let text = "the admin token cannot be read; see the log\n";
             (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
         }

@@ -2,7 +2,6 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
 
 /// What became of flow logs since the start, and what is on disk now.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -87,40 +86,4 @@ pub(super) fn count(counter: &AtomicU64) {
 
 pub(super) fn add(counter: &AtomicU64, more: u64) {
     counter.fetch_add(more, Ordering::Relaxed);
-}
-
-/// Lets one complaint through per minute.
-#[derive(Debug, Default)]
-pub(super) struct Throttle {
-    last: Option<Instant>,
-}
-
-impl Throttle {
-    const PAUSE: Duration = Duration::from_secs(60);
-
-    pub(super) fn lets_through(&mut self, now: Instant) -> bool {
-        if self
-            .last
-            .is_some_and(|last| now.saturating_duration_since(last) < Self::PAUSE)
-        {
-            return false;
-        }
-        self.last = Some(now);
-        true
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn one_complaint_per_minute_is_let_through() {
-        let start = Instant::now();
-        let mut throttle = Throttle::default();
-        let through = (0..180)
-            .filter(|s| throttle.lets_through(start + Duration::from_secs(*s)))
-            .collect::<Vec<_>>();
-        assert_eq!(through, [0, 60, 120]);
-    }
 }

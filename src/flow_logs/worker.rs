@@ -11,11 +11,12 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 use url::Url;
 
-use super::counters::{Counters, Throttle, add, count};
+use super::counters::{Counters, add, count};
 use super::http::{Client, Reply};
 use super::spool::{Id, Spool};
 use super::upload::{self, MAX_BODY, Meaning, Next, Schedule, UploadConfig, Verdict};
 use super::{Report, Settings};
+use crate::throttle::Throttle;
 
 /// Reports written in one go, before the network gets its turn.
 const AT_ONCE: usize = 256;
@@ -58,8 +59,8 @@ impl Worker {
             endpoint: None,
             schedule: Schedule::new(Instant::now(), StdRng::from_os_rng()),
             sending: None,
-            disk_complaints: Throttle::default(),
-            upload_complaints: Throttle::default(),
+            disk_complaints: Throttle::MINUTELY,
+            upload_complaints: Throttle::MINUTELY,
         }
     }
 
@@ -169,9 +170,9 @@ impl Worker {
             "cannot write flow logs below {}: {error}",
             self.settings.state_dir.display()
         ));
-        if self.disk_complaints.lets_through(Instant::now()) {
+        if let Some(suppressed) = self.disk_complaints.admit(Instant::now()) {
             let path = self.settings.state_dir.display();
-            tracing::warn!(%error, %path, "cannot write flow logs; they are lost meanwhile");
+            tracing::warn!(%error, %path, suppressed, "cannot write flow logs; they are lost meanwhile");
         }
     }
 
@@ -255,9 +256,9 @@ impl Worker {
         let error = &reply.text;
         self.counters
             .failed(format!("cannot upload flow logs: {error}"));
-        if self.upload_complaints.lets_through(Instant::now()) {
+        if let Some(suppressed) = self.upload_complaints.admit(Instant::now()) {
             let refused = reply.meaning == Meaning::Refused;
-            tracing::warn!(%error, authorization = %id, refused, "cannot upload flow logs; they are kept");
+            tracing::warn!(%error, authorization = %id, refused, suppressed, "cannot upload flow logs; they are kept");
         }
     }
 }

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -26,6 +27,7 @@ use crate::portal::messages::{
     ClientPeer, CreateAuthorization, Egress, FlowLogUploads, Ingress, Init, Interface,
 };
 use crate::telemetry::outage::Clients;
+use crate::throttle::Throttle;
 use crate::wireguard::{self, Outgoing, Route, WireGuard};
 
 /// At most one `no_relays` in this time: each costs the portal a push.
@@ -65,11 +67,15 @@ const FLOW_PRECISION: Duration = Tick::UNIT;
 /// Ways that are remembered per client (data-path spec §9).
 const MAX_OUTERS: usize = 16;
 
+/// Log lines that a client causes at its own pace: names it announces, paths it nominates.
+const LINES_OF_CLIENT: Throttle = Throttle::new(20, Duration::from_secs(10));
+
 /// What is remembered per client besides access, connection and session.
 #[derive(Debug, Clone)]
 struct ClientState {
     addresses: [IpAddr; 2],
     packets: u64,
+    lines: Throttle,
 }
 
 /// All protocol state of the gateway but the portal channel itself.
@@ -326,6 +332,7 @@ impl Core {
             ClientState {
                 addresses: [client.ipv4.into(), client.ipv6.into()],
                 packets: 0,
+                lines: LINES_OF_CLIENT,
             },
         );
         true
@@ -455,13 +462,24 @@ impl Core {
                 .announce(*client, *resource, domain, proxy_ips, resolved, now);
             match &outcome {
                 Ok(done) => {
+                    if done.renumbered
+                        && let Some(suppressed) = line_of(&mut self.clients, *client, now)
+                    {
+                        tracing::info!(%client, suppressed, "The client made up its addresses anew");
+                    }
                     if done.evicted > 0 {
                         self.names_evicted += done.evicted as u64;
-                        tracing::warn!(%client, evicted = done.evicted, "The client uses too many names; the oldest were forgotten");
+                        if let Some(suppressed) = line_of(&mut self.clients, *client, now) {
+                            tracing::warn!(%client, evicted = done.evicted, suppressed, "The client uses too many names; the oldest were forgotten");
+                        }
                     }
                     tracing::debug!(%client, domain, ?resolved, "name resolved");
                 }
-                Err(why) => tracing::info!(%client, domain, %why, "Name not usable"),
+                Err(why) => {
+                    if let Some(suppressed) = line_of(&mut self.clients, *client, now) {
+                        tracing::info!(%client, domain, %why, suppressed, "Name not usable");
+                    }
+                }
             }
             self.send_domain_status(now, &announcement, outcome.is_ok());
         }
@@ -548,6 +566,9 @@ impl Core {
     fn note_activity(&mut self, now: Instant) {
         let mut active = Vec::new();
         for (client, state) in &mut self.clients {
+            if let Some(suppressed) = state.lines.overdue(now) {
+                tracing::info!(%client, suppressed, "More was not logged of this client");
+            }
             let Some(peer) = self.wireguard.peer(*client) else {
                 continue;
             };
@@ -679,12 +700,15 @@ impl Core {
                 reason,
             } => {
                 let why = reason.as_str();
-                match path {
-                    Some(path) => tracing::info!(
+                match (path, line_of(&mut self.clients, client, now)) {
+                    (Some(path), Some(suppressed)) => tracing::info!(
                         %client, path = path.kind.as_str(), remote = %path.destination, reason = why,
-                        "Path to the client"
+                        suppressed, "Path to the client"
                     ),
-                    None => tracing::info!(%client, reason = why, "No path to the client"),
+                    (None, Some(suppressed)) => {
+                        tracing::info!(%client, reason = why, suppressed, "No path to the client");
+                    }
+                    (_, None) => {}
                 }
                 self.paths.changed(now, client, path, reason);
                 if let Some(path) = path {
@@ -866,6 +890,17 @@ impl Core {
             })
             .collect()
     }
+}
+
+/// Whether a line that this client caused may be written, and how many before it were not. A client
+/// that is gone causes none.
+#[expect(clippy::option_option, reason = "as `Throttle::admit`")]
+fn line_of(
+    clients: &mut BTreeMap<ClientId, ClientState>,
+    client: ClientId,
+    now: Instant,
+) -> Option<Option<NonZeroU64>> {
+    clients.get_mut(&client)?.lines.admit(now)
 }
 
 /// Fractional Unix seconds.

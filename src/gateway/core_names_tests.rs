@@ -1,6 +1,8 @@
 //! Announcements of names, and what flow logs are told.
 
+use std::io;
 use std::net::IpAddr;
+use std::sync::Mutex;
 
 use super::*;
 use crate::access::Resolved;
@@ -247,4 +249,76 @@ fn the_portal_switches_accounting_on_and_says_where_to_upload_once() {
             .any(|(report, _)| report.source.port() == port);
         assert_eq!(reported, counts, "the flow from port {port}");
     }
+}
+
+/// What is logged at INFO and above while `act` runs.
+fn logged(act: impl FnOnce()) -> String {
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+    impl io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let log = Log::default();
+    let lines = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_ansi(false)
+        .with_writer(move || lines.clone())
+        .finish();
+    tracing::subscriber::with_default(subscriber, act);
+    let bytes = log.0.lock().unwrap().clone();
+    String::from_utf8(bytes).unwrap()
+}
+
+#[test]
+fn a_client_cannot_flood_the_log_with_names() {
+    let (mut w, _tunn) = connected("**.example", None);
+    let log = logged(|| {
+        for n in 0..1000 {
+            let name = format!("n{n}.example");
+            w.announce(1, &name);
+            w.resolve(&name, None);
+        }
+    });
+    // One may have told of the path.
+    let lines = log.matches("Name not usable").count();
+    assert!((15..=20).contains(&lines), "{lines} lines: {log}");
+
+    let log = logged(|| {
+        w.now += Duration::from_secs(10);
+        w.core.handle_timeout(w.now);
+    });
+    let told = format!("suppressed={}", 1000 - lines);
+    assert!(
+        log.contains("More was not logged") && log.contains(&told),
+        "{log}"
+    );
+    let log = logged(|| {
+        w.now += Duration::from_secs(10);
+        w.announce(1, "more.example");
+        w.resolve("more.example", None);
+    });
+    assert!(
+        log.contains("Name not usable") && !log.contains("suppressed"),
+        "{log}"
+    );
+}
+
+#[test]
+fn a_client_cannot_flood_the_log_with_its_choice_of_addresses() {
+    let (mut w, _tunn) = connected("**.example", None);
+    let log = logged(|| {
+        for n in 0..1000 {
+            // The same address for another name: everything was renumbered.
+            let name = format!("n{n}.example");
+            w.announce(1, &name);
+            w.resolve(&name, Some(&[[10, 0, 0, 1]]));
+        }
+    });
+    let lines = log.matches("made up its addresses anew").count();
+    assert!((15..=20).contains(&lines), "{lines} lines: {log}");
 }

@@ -62,7 +62,13 @@ pub fn run(config: Config, telemetry: telemetry::Guard) -> anyhow::Result<ExitSt
         .build()
         .context("cannot start the runtime")?;
     let exit = runtime.block_on(slow_path::run(
-        config, facts, status, questions, liveness, drain,
+        config,
+        facts,
+        status,
+        questions,
+        liveness,
+        drain,
+        telemetry.log_control(),
     ));
     let deadline = std::time::Instant::now() + slow_path::TELEMETRY_FLUSH;
     let (done, pushed) = std::sync::mpsc::channel();

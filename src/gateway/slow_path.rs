@@ -29,7 +29,7 @@ use crate::portal::dial::tls_config;
 use crate::portal::driver::{Driver, PortalConfig};
 use crate::portal::login::{HostFacts, user_agent};
 use crate::portal::messages::{Egress, Interface};
-use crate::telemetry::past::TRACER;
+use crate::telemetry::{LogControl, past::TRACER};
 
 /// Datagrams and control packets that wait for the slow path.
 const QUEUE: usize = 4096;
@@ -88,6 +88,7 @@ pub(super) async fn run(
     questions: mpsc::Receiver<Question>,
     liveness: Liveness,
     drain: Drain,
+    log: LogControl,
 ) -> anyhow::Result<ExitStatus> {
     let mut signals = Signals::new()?;
     let mut around = Surroundings {
@@ -102,6 +103,7 @@ pub(super) async fn run(
         status,
         facts,
         heartbeat: liveness.register("slow_path", Instant::now()),
+        log,
     };
     let host = match wait_for_host(&config, &mut around, &publisher, &mut signals).await {
         Some(Ok(host)) => host,
@@ -183,11 +185,13 @@ struct Publisher {
     status: watch::Sender<Arc<Status>>,
     facts: Facts,
     heartbeat: Heartbeat,
+    log: LogControl,
 }
 
 impl Publisher {
     fn publish(&self, around: &Surroundings, core: Option<&Core>, counters: &[Arc<Counters>]) {
         self.heartbeat.tick(Instant::now());
+        self.log.tell();
         let status = self.build(around, core, counters, false);
         self.status.send_replace(Arc::new(status));
     }

@@ -4,8 +4,10 @@
 //! None can slow the gateway: log lines pass through a bounded queue, what is exported through the
 //! SDK's batch processors, which are bounded as well, each with a thread of its own.
 
+mod control;
 mod export;
 mod json;
+mod libraries;
 pub mod metrics;
 pub mod names;
 pub mod outage;
@@ -41,10 +43,14 @@ use opentelemetry_sdk::{
 };
 use tracing::{Subscriber, level_filters::LevelFilter};
 use tracing_subscriber::{
-    EnvFilter, Layer, Registry, filter::Targets, fmt, layer::SubscriberExt as _,
+    EnvFilter, Layer, Registry,
+    filter::{FilterExt as _, Targets},
+    fmt,
+    layer::SubscriberExt as _,
     registry::LookupSpan,
 };
 
+pub use self::control::LogControl;
 pub use self::export::{Endpoint, Export, Protocol, Signal, Target, resource_attributes};
 use self::{
     transport::{Transport, TransportError, Trouble},
@@ -110,6 +116,7 @@ pub struct Guard {
     provider: Option<SdkTracerProvider>,
     exported_logs: Option<SdkLoggerProvider>,
     failures: Failures,
+    control: LogControl,
 }
 
 /// Sets up logging for the whole process and, if an endpoint is configured, the export of spans
@@ -176,14 +183,16 @@ fn assemble(
     let exported_logs = built(&options.logs, Signal::Logs, &mut problems, |target| {
         logger_provider(target, options, failures.clone())
     });
+    let (layer, control) = log_layer(options, colour, writer, exported_logs.as_ref())?;
     let subscriber = Registry::default()
-        .with(log_layer(options, colour, writer, exported_logs.as_ref())?)
+        .with(layer)
         .with(provider.as_ref().map(span_layer));
     let guard = Guard {
         logs,
         provider,
         exported_logs,
         failures,
+        control,
     };
     Ok((subscriber, guard, problems))
 }
@@ -204,6 +213,11 @@ impl Guard {
     /// Whether spans are exported.
     pub fn exports_traces(&self) -> bool {
         self.provider.is_some()
+    }
+
+    /// What can be done about log lines while the process runs.
+    pub fn log_control(&self) -> LogControl {
+        self.control.clone()
     }
 
     /// Batches of spans and log lines that could not be delivered since start.
@@ -252,11 +266,13 @@ fn log_layer<S>(
     colour: bool,
     writer: writer::LogWriter,
     exported: Option<&SdkLoggerProvider>,
-) -> Result<Box<dyn Layer<S> + Send + Sync>, InitError>
+) -> Result<(Box<dyn Layer<S> + Send + Sync>, LogControl), InitError>
 where
     S: Subscriber + for<'a> LookupSpan<'a> + Send + Sync,
 {
     let filter = EnvFilter::builder().parse(&options.log_filter)?;
+    let control = LogControl::default();
+    let filter = filter.and(control.libraries());
     let lines: Box<dyn Layer<S> + Send + Sync> = match options.log_format {
         LogFormat::Human => fmt::layer().with_ansi(colour).with_writer(writer).boxed(),
         LogFormat::Json => fmt::layer()
@@ -266,7 +282,8 @@ where
             .boxed(),
     };
     let exported = exported.map(OpenTelemetryTracingBridge::new);
-    Ok(lines.and_then(exported).with_filter(filter).boxed())
+    let layer = lines.and_then(exported).with_filter(filter).boxed();
+    Ok((layer, control))
 }
 
 fn span_layer<S>(provider: &SdkTracerProvider) -> impl Layer<S> + use<S>

@@ -425,3 +425,46 @@ fn broken_filter_is_an_error() {
         Err(InitError::Filter(_))
     ));
 }
+
+#[test]
+fn a_library_that_repeats_itself_is_held_back_and_ours_is_not() {
+    let output = Output::default();
+    let options = options("info", LogFormat::Human, None);
+    let (subscriber, guard, _) = assemble(&options, Box::new(output.clone()), false).unwrap();
+    let control = guard.log_control();
+    tracing::subscriber::with_default(subscriber, || {
+        for n in 0..100 {
+            // What the ICE library says of a message that anybody can send.
+            tracing::warn!(target: "is::stun", "STUN got UnknownAttributes");
+            tracing::info!(target: "firezone_gateway::gateway", n, "ours");
+            tracing::info!(target: "flow_logs", n, "a flow");
+        }
+        control.tell();
+        control.tell();
+    });
+
+    assert!(guard.shutdown(Duration::from_secs(1)));
+
+    let text = output.text();
+    assert_eq!(text.matches("UnknownAttributes").count(), 5, "{text}");
+    assert_eq!(text.matches("ours").count(), 100);
+    assert_eq!(text.matches("a flow").count(), 100);
+    let told = r#"A library repeats itself library="is::stun" suppressed=95"#;
+    assert_eq!(text.matches(told).count(), 1, "{text}");
+}
+
+#[test]
+fn who_wants_to_debug_a_library_gets_all_of_it() {
+    let output = Output::default();
+    let options = options("is=debug", LogFormat::Human, None);
+    let (subscriber, guard, _) = assemble(&options, Box::new(output.clone()), false).unwrap();
+    tracing::subscriber::with_default(subscriber, || {
+        for _ in 0..100 {
+            tracing::debug!(target: "is::stun", "detail");
+        }
+    });
+
+    assert!(guard.shutdown(Duration::from_secs(1)));
+
+    assert_eq!(output.text().matches("detail").count(), 100);
+}
