@@ -26,6 +26,13 @@ fn main() -> ExitCode {
         Some(Command::Healthcheck(arguments)) => {
             admin::healthcheck(&arguments, &settings, &ProcessEnv, &mut io::stdout().lock())
         }
+        Some(Command::LogFilter(arguments)) => admin::log_filter(
+            &arguments,
+            &settings,
+            &ProcessEnv,
+            &mut io::stdout().lock(),
+            &mut io::stderr().lock(),
+        ),
         Some(Command::Status(arguments)) => admin::status(
             &arguments,
             &settings,

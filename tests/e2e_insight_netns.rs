@@ -200,3 +200,39 @@ fn the_page_tells_in_a_browser_what_is_wrong_and_when_it_is_right_again() -> Res
         "--window-size=500,1400 --blink-settings=preferredColorScheme=0",
     )
 }
+
+/// What `firezone-gateway` says in the gateway's namespace.
+fn gateway(lab: &Lab, arguments: &str) -> Result<String> {
+    let line = format!(
+        "HEALTH_CHECK_ADDR=127.0.0.1:8080 {} {arguments}",
+        env!("CARGO_BIN_EXE_firezone-gateway")
+    );
+    lab.net.output("gateway", &line)
+}
+
+#[test]
+#[ignore = "needs root, coturn and network namespaces"]
+fn the_log_level_changes_while_the_gateway_runs() -> Result<()> {
+    let binary = Path::new(env!("CARGO_BIN_EXE_firezone-gateway"));
+    let mut lab = Lab::new("loglevel", binary)?;
+    lab.start_surroundings()?;
+    lab.start_gateway(&[("RUST_LOG", "warn")])?;
+    lab.wait_ready()?;
+    let says = |lab: &Lab, text: &str| lab.net.whole_log("gateway").contains(text);
+    ensure!(!says(&lab, "INFO"), "{}", lab.net.logs());
+    ensure!(gateway(&lab, "log-filter")?.trim() == "warn");
+    ensure!(gateway(&lab, "log-filter info,firezone_gateway::portal=debug")?.contains("debug"));
+    ensure!(gateway(&lab, "log-filter a=b=c").is_err());
+    lab.net.signal("gateway", rustix::process::Signal::HUP)?;
+    // The portal is tried again at once, and the filter is the one of the settings.
+    lab.net
+        .eventually("the signal was heard", Duration::from_secs(10), |net| {
+            let log = net.whole_log("gateway");
+            let told = "Another log filter is in force";
+            ensure!(log.matches(told).count() == 2, "{log}");
+            Ok(())
+        })?;
+    ensure!(says(&lab, "Reload asked for"), "{}", lab.net.logs());
+    ensure!(gateway(&lab, "log-filter")?.trim() == "warn");
+    Ok(())
+}

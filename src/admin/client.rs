@@ -1,4 +1,4 @@
-//! The sub-commands `healthcheck` and `status`: they ask the admin server of a running gateway,
+//! The sub-commands `healthcheck`, `status` and `log-filter`: they ask the admin server of a running gateway,
 //! with blocking sockets and no runtime, so that they start fast.
 
 use std::{
@@ -13,7 +13,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use super::{Moment, model::Status, table};
 use crate::config::{
     Env, ExitStatus, Probe, Settings, admin_address, admin_token,
-    cli::{HealthcheckArgs, StatusArgs},
+    cli::{HealthcheckArgs, LogFilterArgs, StatusArgs},
 };
 
 /// For one question, from connecting to the end of the answer. Docker's own limit is usually 3 s.
@@ -63,18 +63,36 @@ pub enum AskError {
 /// # Errors
 /// See [`AskError`].
 pub fn ask(address: SocketAddr, path: &str) -> Result<Answer, AskError> {
-    ask_as(address, path, None)
+    ask_as(address, &Request::get(path), None)
 }
 
-/// As [`ask`], showing the admin token.
+/// What is asked.
+#[derive(Debug, Clone, Copy)]
+struct Request<'a> {
+    method: &'a str,
+    path: &'a str,
+    body: &'a str,
+}
+
+impl<'a> Request<'a> {
+    fn get(path: &'a str) -> Self {
+        Self {
+            method: "GET",
+            path,
+            body: "",
+        }
+    }
+}
+
+/// As [`ask`], anything, showing the admin token.
 fn ask_as(
     address: SocketAddr,
-    path: &str,
+    request: &Request<'_>,
     token: Option<&SecretString>,
 ) -> Result<Answer, AskError> {
     let address = reachable(address);
-    let answer =
-        exchange(address, path, token).map_err(|error| AskError::Unreachable { address, error })?;
+    let answer = exchange(address, request, token)
+        .map_err(|error| AskError::Unreachable { address, error })?;
     parse(&answer).ok_or(AskError::NotOurs(address))
 }
 
@@ -87,7 +105,11 @@ fn reachable(mut address: SocketAddr) -> SocketAddr {
     address
 }
 
-fn exchange(address: SocketAddr, path: &str, token: Option<&SecretString>) -> io::Result<Vec<u8>> {
+fn exchange(
+    address: SocketAddr,
+    request: &Request<'_>,
+    token: Option<&SecretString>,
+) -> io::Result<Vec<u8>> {
     let deadline = Instant::now() + PATIENCE;
     let left = || match deadline.saturating_duration_since(Instant::now()) {
         Duration::ZERO => Err(io::Error::from(io::ErrorKind::TimedOut)),
@@ -98,9 +120,11 @@ fn exchange(address: SocketAddr, path: &str, token: Option<&SecretString>) -> io
     let authorization = token.map_or_else(String::new, |token| {
         format!("Authorization: Bearer {}\r\n", token.expose_secret())
     });
+    let Request { method, path, body } = request;
+    let length = body.len();
     let request = format!(
-        "GET {path} HTTP/1.1\r\nHost: {address}\r\nAccept: */*\r\nConnection: close\r\n\
-         {authorization}\r\n"
+        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nAccept: */*\r\nConnection: close\r\n\
+         Content-Length: {length}\r\n{authorization}\r\n{body}"
     );
     stream.write_all(request.as_bytes())?;
 
@@ -284,13 +308,14 @@ fn frame(text: &str, on_terminal: bool) -> String {
     format!("\u{1b}[H{lines}\u{1b}[J")
 }
 
-fn fetch_status(
-    arguments: &StatusArgs,
+/// Asks for what needs the admin token.
+fn ask_admin(
+    argument: Option<&str>,
     settings: &Settings,
     env: &dyn Env,
-    colour: bool,
-) -> Result<String, AskError> {
-    let address = address(arguments.addr.as_deref(), settings, env)?.ok_or_else(|| {
+    request: &Request<'_>,
+) -> Result<(SocketAddr, Answer), AskError> {
+    let address = address(argument, settings, env)?.ok_or_else(|| {
         AskError::Address(
             "the admin server is off (HEALTH_CHECK_ADDR), so that there is nobody to ask"
                 .to_owned(),
@@ -299,10 +324,57 @@ fn fetch_status(
     let token = admin_token(settings, env)
         .map_err(|error| AskError::Address(error.to_string()))?
         .and_then(|token| token.read().ok());
-    let answer = ask_as(address, "/status", token.as_ref())?;
+    let answer = ask_as(address, request, token.as_ref())?;
     if answer.code == 401 {
         return Err(AskError::Token(reachable(address)));
     }
+    Ok((address, answer))
+}
+
+/// The sub-command `log-filter`: shows or changes which log lines the gateway writes.
+///
+/// # Errors
+/// Printing failed.
+pub fn log_filter(
+    arguments: &LogFilterArgs,
+    settings: &Settings,
+    env: &dyn Env,
+    out: &mut dyn Write,
+    err: &mut dyn Write,
+) -> io::Result<ExitStatus> {
+    let (method, body) = match (&arguments.filter, arguments.reset) {
+        (Some(filter), _) => ("PUT", filter.as_str()),
+        (None, true) => ("DELETE", ""),
+        (None, false) => ("GET", ""),
+    };
+    let request = Request {
+        method,
+        path: "/log-filter",
+        body,
+    };
+    match ask_admin(arguments.addr.as_deref(), settings, env, &request) {
+        Ok((_, Answer { code: 200, body })) => {
+            writeln!(out, "{}", table::printable(body.trim_end()))?;
+            return Ok(ExitStatus::Ok);
+        }
+        // Of an older gateway, or of something else.
+        Ok((address, Answer { code: 404, .. })) => {
+            writeln!(err, "{}", AskError::NotOurs(reachable(address)))?;
+        }
+        Ok((_, answer)) => writeln!(err, "{}", table::printable(answer.body.trim_end()))?,
+        Err(error) => writeln!(err, "{error}")?,
+    }
+    Ok(ExitStatus::Failure)
+}
+
+fn fetch_status(
+    arguments: &StatusArgs,
+    settings: &Settings,
+    env: &dyn Env,
+    colour: bool,
+) -> Result<String, AskError> {
+    let question = Request::get("/status");
+    let (address, answer) = ask_admin(arguments.addr.as_deref(), settings, env, &question)?;
     if answer.code != 200 {
         return Err(AskError::NotOurs(reachable(address)));
     }

@@ -10,7 +10,8 @@ use std::{
     time::Duration,
 };
 
-use axum::serve::Listener;
+use axum::extract::connect_info::Connected;
+use axum::serve::{IncomingStream, Listener};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
@@ -44,6 +45,24 @@ impl Bounded {
             slots: Arc::new(Semaphore::new(connections)),
             lifetime,
         }
+    }
+}
+
+/// Who is at the other end of a connection.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Caller(SocketAddr);
+
+impl Caller {
+    /// Whether it is a process of this host, or in a container of the same network namespace. No
+    /// datagram from elsewhere is taken with a loopback source (RFC 1122 §3.2.1.3).
+    pub(super) fn is_local(self) -> bool {
+        self.0.ip().to_canonical().is_loopback()
+    }
+}
+
+impl Connected<IncomingStream<'_, Bounded>> for Caller {
+    fn connect_info(stream: IncomingStream<'_, Bounded>) -> Self {
+        Self(*stream.remote_addr())
     }
 }
 

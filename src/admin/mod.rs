@@ -32,15 +32,22 @@ use tokio::{
 };
 
 pub use self::{
-    client::{healthcheck, status},
+    client::{healthcheck, log_filter, status},
     health::{CheckResult, Moment, Report},
     liveness::{Heartbeat, Liveness},
     table::render as render_status,
     token::AdminToken,
 };
-use self::{health::Tracker, listener::Bounded, model::Status};
+use self::{
+    health::Tracker,
+    listener::{Bounded, Caller},
+    model::Status,
+};
 use crate::config::Probe;
-use crate::telemetry::metrics::{Metrics, Reading};
+use crate::telemetry::{
+    LogControl,
+    metrics::{Metrics, Reading},
+};
 use crate::throttle::Throttle;
 
 /// How long requests under way may take once the server is to end.
@@ -79,6 +86,7 @@ pub struct AdminState {
     metrics: Option<Arc<Metrics>>,
     token: Option<AdminToken>,
     complaints: Arc<Mutex<Throttle>>,
+    log: LogControl,
 }
 
 impl AdminState {
@@ -93,6 +101,7 @@ impl AdminState {
             metrics: None,
             token: None,
             complaints: Arc::new(Mutex::new(Throttle::MINUTELY)),
+            log: LogControl::default(),
         }
     }
 
@@ -100,6 +109,13 @@ impl AdminState {
     #[must_use]
     pub fn guarded(mut self, token: Option<AdminToken>) -> Self {
         self.token = token;
+        self
+    }
+
+    /// With a log to control.
+    #[must_use]
+    pub fn logging(mut self, log: LogControl) -> Self {
+        self.log = log;
         self
     }
 
@@ -243,11 +259,11 @@ pub async fn serve(
 ) -> io::Result<()> {
     let ending = Arc::new(Notify::new());
     let end = Arc::clone(&ending);
-    let server = axum::serve(Bounded::new(listener), routes::router(state.clone()))
-        .with_graceful_shutdown(async move {
-            shutdown.await;
-            end.notify_one();
-        });
+    let routes = routes::router(state.clone()).into_make_service_with_connect_info::<Caller>();
+    let server = axum::serve(Bounded::new(listener), routes).with_graceful_shutdown(async move {
+        shutdown.await;
+        end.notify_one();
+    });
     tokio::select! {
         result = server => result,
         () = state.observe() => Ok(()),

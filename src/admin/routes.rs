@@ -1,24 +1,27 @@
 //! The pages.
 
 use std::fmt::Write as _;
+use std::net::IpAddr;
 
 use axum::{
     Json, Router,
-    extract::{Query, Request, State},
+    extract::{ConnectInfo, DefaultBodyLimit, Query, Request, State},
     http::{
         HeaderMap, HeaderName, HeaderValue, StatusCode,
         header::{
             ACCEPT, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_SECURITY_POLICY,
-            CONTENT_TYPE, REFERRER_POLICY, WWW_AUTHENTICATE,
+            CONTENT_TYPE, HOST, REFERRER_POLICY, WWW_AUTHENTICATE,
         },
+        uri::Authority,
     },
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::get,
 };
 
-use super::{AdminState, Moment, Report, table::duration};
+use super::{AdminState, Moment, Report, listener::Caller, table::duration};
 use crate::config::Probe;
+use crate::telemetry::{FilterError, LONGEST_FILTER};
 
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 
@@ -32,17 +35,30 @@ firezone-gateway; with a browser, this is a page that shows what it is doing
            shutting down. For monitoring and rollouts, never for restarts.
 /status    What the gateway is doing, as JSON.
 /metrics   Numbers for Prometheus.
+/log-filter
+           Which log lines are written; PUT another filter in the syntax of RUST_LOG, or DELETE it
+           to go back to the settings. For those with the admin token or on the gateway's host.
 
 The first three take ?verbose, ?exclude=NAME and `Accept: application/json`.
 ";
 
 pub(super) fn router(state: AdminState) -> Router {
+    let control = Router::new()
+        .route(
+            "/log-filter",
+            get(log_filter)
+                .put(set_log_filter)
+                .delete(reset_log_filter)
+                .layer(DefaultBodyLimit::max(LARGEST_BODY)),
+        )
+        .layer(middleware::from_fn_with_state(state.clone(), control));
     let guarded = Router::new()
         .route("/", get(index))
         .route("/page.css", get(style))
         .route("/page.js", get(script))
         .route("/status", get(status))
         .route("/metrics", get(metrics))
+        .merge(control)
         .layer(middleware::from_fn_with_state(state.clone(), guard));
     Router::new()
         .merge(guarded)
@@ -78,6 +94,69 @@ async fn guard(State(state): State<AdminState>, request: Request, next: Next) ->
             }
             let text = "the admin token cannot be read; see the log\n";
             (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
+        }
+    }
+}
+
+/// Largest body that is taken: a filter, and white space around it.
+const LARGEST_BODY: usize = LONGEST_FILTER + 256;
+
+/// Lets those in who may change something. [`guard`] has seen to the token, if there is one. Without
+/// one whoever reaches the port may look, but only the host itself may change anything: neither
+/// what came through a proxy that says so, nor a web page that has a browser here ask under a name
+/// of its own (DNS rebinding).
+async fn control(
+    State(state): State<AdminState>,
+    ConnectInfo(caller): ConnectInfo<Caller>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let headers = request.headers();
+    let forwarded = ["forwarded", "x-forwarded-for", "x-forwarded-host", "via"];
+    let local = caller.is_local()
+        && headers.get(HOST).is_some_and(names_this_host)
+        && !forwarded.iter().any(|name| headers.contains_key(*name));
+    if state.token.is_some() || local {
+        return next.run(request).await;
+    }
+    let text = "this is for whoever knows the admin token, and none is set; set \
+                FIREZONE_ADMIN_TOKEN_FILE, or ask from the gateway's own host (in a container: \
+                from inside of it), where firezone-gateway log-filter does it\n";
+    (StatusCode::FORBIDDEN, [(CONTENT_TYPE, TEXT)], text).into_response()
+}
+
+/// Whether a `Host` is a loopback address or `localhost`.
+fn names_this_host(host: &HeaderValue) -> bool {
+    let Ok(authority) = Authority::try_from(host.as_bytes()) else {
+        return false;
+    };
+    let host = authority.host();
+    let address = host.trim_start_matches('[').trim_end_matches(']');
+    host.eq_ignore_ascii_case("localhost")
+        || address
+            .parse::<IpAddr>()
+            .is_ok_and(|ip| ip.to_canonical().is_loopback())
+}
+
+async fn log_filter(State(state): State<AdminState>) -> Response {
+    let text = format!("{}\n", state.log.filter());
+    ([(CONTENT_TYPE, TEXT)], text).into_response()
+}
+
+async fn set_log_filter(state: State<AdminState>, filter: String) -> Response {
+    filter_changed(state.log.set_filter(&filter, "admin"), state).await
+}
+
+async fn reset_log_filter(state: State<AdminState>) -> Response {
+    filter_changed(state.log.reset_filter("admin"), state).await
+}
+
+async fn filter_changed(changed: Result<(), FilterError>, state: State<AdminState>) -> Response {
+    match changed {
+        Ok(()) => log_filter(state).await,
+        Err(error) => {
+            let text = format!("no log filter: {error}\n");
+            (StatusCode::BAD_REQUEST, [(CONTENT_TYPE, TEXT)], text).into_response()
         }
     }
 }

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::config::{
     ExitStatus, FixedEnv, Settings,
-    cli::{HealthcheckArgs, StatusArgs},
+    cli::{HealthcheckArgs, LogFilterArgs, StatusArgs},
 };
 use crate::telemetry::metrics::Metrics;
 
@@ -224,6 +224,102 @@ fn with_a_token_only_the_probes_are_open_to_everybody() {
     std::fs::remove_file(&file).unwrap();
     assert_eq!(ask(address, "/status").unwrap().code, 503);
     assert_eq!(ask(address, "/livez").unwrap().code, 200);
+}
+
+/// What `log-filter` prints.
+fn run_log_filter(
+    address: SocketAddr,
+    filter: Option<&str>,
+    reset: bool,
+    variables: &[(&str, &str)],
+) -> (ExitStatus, String) {
+    let arguments = LogFilterArgs {
+        filter: filter.map(str::to_owned),
+        reset,
+        addr: Some(address.to_string()),
+    };
+    let env: FixedEnv = variables.iter().copied().collect();
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let settings = Settings::default();
+    let exit = log_filter(&arguments, &settings, &env, &mut out, &mut err).unwrap();
+    (exit, String::from_utf8([out, err].concat()).unwrap())
+}
+
+#[test]
+fn the_log_filter_is_shown_and_changed_from_the_same_host() {
+    let server = Server::start(good());
+    let run = |filter, reset| run_log_filter(server.address, filter, reset, &[]);
+    assert_eq!(
+        run(Some("info,firezone_gateway=debug"), false),
+        (ExitStatus::Ok, "info,firezone_gateway=debug\n".to_owned())
+    );
+    let (exit, text) = run(Some("firezone_gateway=loud"), false);
+    assert_eq!(exit, ExitStatus::Failure);
+    assert!(text.contains("no log filter: "), "{text}");
+    assert_eq!(
+        run(None, false),
+        (ExitStatus::Ok, "info,firezone_gateway=debug\n".to_owned())
+    );
+    // What was configured is nothing here, which is no filter.
+    assert_eq!(run(None, true).0, ExitStatus::Failure);
+    let long = "x".repeat(10_000);
+    let answer = server.raw(&format!(
+        "PUT /log-filter HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10000\r\n\r\n{long}"
+    ));
+    assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
+    assert_eq!(server.state.log.filter(), "info,firezone_gateway=debug");
+}
+
+#[test]
+fn without_a_token_nobody_else_changes_the_log() {
+    let server = Server::start(good());
+    let put = |headers: &str| {
+        server.raw(&format!(
+            "PUT /log-filter HTTP/1.1\r\n{headers}Content-Length: 5\r\n\r\ntrace"
+        ))
+    };
+    for headers in [
+        // A browser of this host that was led here by a name.
+        "Host: evil.example\r\n",
+        "Host: 127.0.0.1.evil.example:8080\r\n",
+        // What a proxy on this host passes on.
+        "Host: 127.0.0.1\r\nX-Forwarded-For: 192.0.2.1\r\n",
+        "Host: 127.0.0.1\r\nForwarded: for=192.0.2.1\r\n",
+    ] {
+        let answer = put(headers);
+        assert!(answer.starts_with("HTTP/1.1 403"), "{headers}: {answer}");
+        assert!(answer.contains("FIREZONE_ADMIN_TOKEN_FILE"), "{answer}");
+    }
+    assert_eq!(server.state.log.filter(), "");
+    for headers in [
+        "Host: 127.0.0.1:8080\r\n",
+        "Host: [::1]:8080\r\n",
+        "Host: localhost\r\n",
+    ] {
+        let answer = put(headers);
+        assert!(answer.starts_with("HTTP/1.1 200"), "{headers}: {answer}");
+    }
+}
+
+#[test]
+fn with_a_token_whoever_shows_it_changes_the_log_and_nobody_else_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("token");
+    std::fs::write(&file, "sesame\n").unwrap();
+    let server = Server::start(good());
+    let guarded = server
+        .state
+        .clone()
+        .guarded(Some(AdminToken::in_file(&file)));
+    let address = server.also(guarded);
+    let (exit, text) = run_log_filter(address, Some("trace"), false, &[]);
+    assert_eq!(exit, ExitStatus::Failure);
+    assert!(text.contains("FIREZONE_ADMIN_TOKEN_FILE"), "{text}");
+    assert_eq!(server.state.log.filter(), "");
+    let path = file.to_str().unwrap();
+    let knowing = [("FIREZONE_ADMIN_TOKEN_FILE", path)];
+    let (exit, text) = run_log_filter(address, Some("trace"), false, &knowing);
+    assert_eq!((exit, text.as_str()), (ExitStatus::Ok, "trace\n"));
 }
 
 #[test]

@@ -69,6 +69,11 @@ pub enum Command {
     Healthcheck(HealthcheckArgs),
     /// Show what a running gateway is doing: portal, relays, clients, device.
     Status(StatusArgs),
+    /// Show which log lines a running gateway writes, or have it write others from now on.
+    ///
+    /// Until it ends, or until SIGHUP puts the settings into force again. The gateway takes it from
+    /// whoever knows the admin token; where none is set, from its own host (or container) only.
+    LogFilter(LogFilterArgs),
     /// Show the settings in force and every mistake in them, without starting anything.
     CheckConfig {
         /// Settings after the sub-command's name.
@@ -138,6 +143,20 @@ pub struct StatusArgs {
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true,
         default_missing_value = "2", value_parser = clap::value_parser!(u16).range(1..))]
     pub watch: Option<u16>,
+    /// Address of the admin server. Default: what HEALTH_CHECK_ADDR says.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub addr: Option<String>,
+}
+
+/// Arguments of `log-filter`.
+#[derive(Debug, Clone, Args)]
+pub struct LogFilterArgs {
+    /// A level (error, warn, info, debug, trace), directives such as
+    /// info,firezone_gateway::portal=debug, or off. Without it, the one in force is shown.
+    pub filter: Option<String>,
+    /// Put the settings into force again.
+    #[arg(long, conflicts_with = "filter")]
+    pub reset: bool,
     /// Address of the admin server. Default: what HEALTH_CHECK_ADDR says.
     #[arg(long, value_name = "HOST:PORT")]
     pub addr: Option<String>,
@@ -284,6 +303,13 @@ pub struct Settings {
     #[arg(long, value_name = "FILTER", help_heading = LOGGING)]
     pub log_filter: Option<String>,
 
+    /// File that holds such a filter; it counts instead of RUST_LOG. It is read at the start and on
+    /// SIGHUP, which puts it into force again whatever `log-filter` has set meanwhile.
+    ///
+    /// [env: FIREZONE_LOG_FILTER_FILE] [default: none; SIGHUP puts RUST_LOG into force again]
+    #[arg(long, value_name = "PATH", help_heading = LOGGING)]
+    pub log_filter_file: Option<String>,
+
     /// Accepted for compatibility. There is nothing to switch off: no data goes to the vendor.
     ///
     /// [env: FIREZONE_NO_TELEMETRY]
@@ -395,6 +421,7 @@ impl Settings {
             admin_token_file: self.admin_token_file.or(before.admin_token_file),
             log_format: self.log_format.or(before.log_format),
             log_filter: self.log_filter.or(before.log_filter),
+            log_filter_file: self.log_filter_file.or(before.log_filter_file),
             no_telemetry: self.no_telemetry.or(before.no_telemetry),
             tun_name: self.tun_name.or(before.tun_name),
             udp_port: self.udp_port.or(before.udp_port),

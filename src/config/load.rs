@@ -23,6 +23,7 @@ use crate::telemetry::{self, Export, Signal};
 
 const TOKEN_FILE: &str = "FIREZONE_TOKEN_FILE";
 const HEALTH_CHECK_ADDR: &str = "HEALTH_CHECK_ADDR";
+const LOG_FILTER_FILE: &str = "FIREZONE_LOG_FILTER_FILE";
 
 /// Variables with our prefix that mean something; any other is probably misspelt.
 const KNOWN: &[&str] = &[
@@ -32,6 +33,7 @@ const KNOWN: &[&str] = &[
     "FIREZONE_ID",
     "FIREZONE_NAME",
     "FIREZONE_LOG_FORMAT",
+    LOG_FILTER_FILE,
     "FIREZONE_MAX_PARTITION_TIME",
     "FIREZONE_STATE_DIR",
     "FIREZONE_TUN_NAME",
@@ -224,6 +226,16 @@ impl<'a> Loader<'a> {
             values::log_filter,
             String::clone,
         );
+        let log_filter_file = self.setting(
+            (LOG_FILTER_FILE, "--log-filter-file"),
+            cli.log_filter_file.as_deref(),
+            "",
+            values::log_filter_file,
+            |file| match file {
+                Some((path, filter)) => format!("{} ({filter})", path.display()),
+                None => "none".to_owned(),
+            },
+        );
         let [export, metrics, logs] = self.exports();
 
         let tun_name = self.setting(
@@ -297,6 +309,10 @@ impl<'a> Loader<'a> {
 
         let (token, token_source) = token?;
         let identity = identity?;
+        let (log_filter, log_filter_file) = match log_filter_file? {
+            Some((path, filter)) => (filter, Some(path)),
+            None => (log_filter?, None),
+        };
         Some(Config {
             api_url: api_url?,
             token,
@@ -320,7 +336,8 @@ impl<'a> Loader<'a> {
             check_host: !cli.no_check,
             telemetry: telemetry::Options {
                 log_format: log_format?,
-                log_filter: log_filter?,
+                log_filter,
+                log_filter_file,
                 resource: telemetry::resource_attributes(self.env, &identity.id),
                 export,
                 metrics,

@@ -535,6 +535,23 @@ fn settings_of_the_stock_gateway_are_accepted_with_a_notice() {
 }
 
 #[test]
+fn the_log_filter_of_a_file_counts_more_and_must_be_there_at_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("filter");
+    let path = file.to_str().unwrap();
+    let variables = [("RUST_LOG", "warn"), ("FIREZONE_LOG_FILTER_FILE", path)];
+    let missing = only_mistake(&variables).to_string();
+    assert!(missing.contains("FIREZONE_LOG_FILTER_FILE"), "{missing}");
+    std::fs::write(&file, "a=b=c").unwrap();
+    let wrong = only_mistake(&variables).to_string();
+    assert!(wrong.contains("no log filter can be read from"), "{wrong}");
+    std::fs::write(&file, "debug\n").unwrap();
+    let telemetry = load(&variables).telemetry;
+    assert_eq!(telemetry.log_filter, "debug");
+    assert_eq!(telemetry.log_filter_file, Some(file));
+}
+
+#[test]
 fn the_admin_token_must_be_there_at_the_start() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("token");

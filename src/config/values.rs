@@ -2,11 +2,11 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use tracing_subscriber::EnvFilter;
 use url::Url;
 
 use crate::access::{NotAPort, OpenPorts};
 use crate::admin::AdminToken;
+use crate::telemetry;
 
 use super::{LogFormat, Offloads, mistake::shown};
 
@@ -104,11 +104,27 @@ pub(super) fn log_format(text: &str) -> Result<LogFormat, Wrong> {
 
 /// A filter in the syntax of `RUST_LOG`.
 pub(super) fn log_filter(text: &str) -> Result<String, Wrong> {
-    match EnvFilter::builder().parse(text) {
-        Ok(_) => Ok(text.to_owned()),
+    match telemetry::parse_filter(text) {
+        Ok((text, _)) => Ok(text),
         Err(error) => wrong(
             format!("{} is not a log filter ({error})", shown(text)),
             "Set it to a level such as info, or to directives such as \
+             info,firezone_gateway=debug.",
+        ),
+    }
+}
+
+/// A file that holds such a filter, and the filter; empty is none.
+pub(super) fn log_filter_file(text: &str) -> Result<Option<(PathBuf, String)>, Wrong> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let path = PathBuf::from(text);
+    match telemetry::read_filter(&path) {
+        Ok(filter) => Ok(Some((path, filter))),
+        Err(error) => wrong(
+            format!("no log filter can be read from {}: {error}", shown(text)),
+            "Set it to the path of a file with a level such as info, or with directives such as \
              info,firezone_gateway=debug.",
         ),
     }

@@ -51,7 +51,8 @@ pub fn run(config: Config, telemetry: telemetry::Guard) -> anyhow::Result<ExitSt
     let (asking, questions) = mpsc::channel(slow_path::QUESTIONS);
     let state = AdminState::new(watcher, liveness.clone(), drain.clone())
         .asking(asking)
-        .guarded(config.admin_token.clone());
+        .guarded(config.admin_token.clone())
+        .logging(telemetry.log_control());
     let read = state.clone();
     let metrics = telemetry::metrics(&config.telemetry, move || read.reading())?;
     let metrics = Arc::new(metrics);

@@ -165,7 +165,10 @@ async fn wait_for_host(
                 _ = beat.tick() => {}
                 asked = signals.next() => match asked {
                     Asked::Stop => return None,
-                    Asked::Reload => break,
+                    Asked::Reload => {
+                        publisher.reset_log_filter();
+                        break;
+                    }
                 },
             }
         }
@@ -189,6 +192,13 @@ struct Publisher {
 }
 
 impl Publisher {
+    /// SIGHUP counts for the log filter also while the host keeps the gateway from starting.
+    fn reset_log_filter(&self) {
+        if let Err(error) = self.log.reset_filter("SIGHUP") {
+            tracing::warn!(%error, "The log filter was not read again; the former one stays");
+        }
+    }
+
     fn publish(&self, around: &Surroundings, core: Option<&Core>, counters: &[Arc<Counters>]) {
         self.heartbeat.tick(Instant::now());
         self.log.tell();
@@ -602,6 +612,7 @@ impl SlowPath {
     /// SIGHUP: somebody changed something here or at the portal.
     fn reload(&mut self) {
         tracing::info!("Reload asked for");
+        self.publisher.reset_log_filter();
         self.read_token();
         // Whatever the backoff says, and even if the token is the same: it may have been made valid
         // at the portal.

@@ -23,6 +23,7 @@ mod tests;
 use std::{
     io::{self, IsTerminal as _},
     panic,
+    path::PathBuf,
     sync::mpsc,
     thread,
     time::{Duration, Instant},
@@ -43,14 +44,15 @@ use opentelemetry_sdk::{
 };
 use tracing::{Subscriber, level_filters::LevelFilter};
 use tracing_subscriber::{
-    EnvFilter, Layer, Registry,
+    Layer, Registry,
     filter::{FilterExt as _, Targets},
     fmt,
     layer::SubscriberExt as _,
     registry::LookupSpan,
+    reload,
 };
 
-pub use self::control::LogControl;
+pub use self::control::{FilterError, LONGEST_FILTER, LogControl, parse_filter, read_filter};
 pub use self::export::{Endpoint, Export, Protocol, Signal, Target, resource_attributes};
 use self::{
     transport::{Transport, TransportError, Trouble},
@@ -75,6 +77,8 @@ pub struct Options {
     pub log_format: LogFormat,
     /// Which log lines to write, in the syntax of `RUST_LOG`.
     pub log_filter: String,
+    /// Where `log_filter` was read from, if from a file.
+    pub log_filter_file: Option<PathBuf>,
     /// Whether and where to export spans.
     pub export: Export,
     /// Whether and where to export metrics.
@@ -90,7 +94,7 @@ pub struct Options {
 pub enum InitError {
     /// The filter is not in the syntax of `RUST_LOG`.
     #[error("RUST_LOG: {0}")]
-    Filter(#[from] tracing_subscriber::filter::ParseError),
+    Filter(#[from] FilterError),
     /// No thread could be started for writing log lines.
     #[error("cannot start the thread that writes log lines: {0}")]
     Thread(#[from] io::Error),
@@ -270,8 +274,14 @@ fn log_layer<S>(
 where
     S: Subscriber + for<'a> LookupSpan<'a> + Send + Sync,
 {
-    let filter = EnvFilter::builder().parse(&options.log_filter)?;
-    let control = LogControl::default();
+    let (text, filter) = parse_filter(&options.log_filter)?;
+    let (filter, handle) = reload::Layer::new(filter);
+    let control = LogControl::new(
+        &text,
+        options.log_filter_file.clone(),
+        // Fails only when the subscriber is gone, and nothing is logged any more.
+        Box::new(move |filter| drop(handle.reload(filter))),
+    );
     let filter = filter.and(control.libraries());
     let lines: Box<dyn Layer<S> + Send + Sync> = match options.log_format {
         LogFormat::Human => fmt::layer().with_ansi(colour).with_writer(writer).boxed(),

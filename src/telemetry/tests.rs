@@ -50,6 +50,7 @@ fn options(filter: &str, format: LogFormat, collector: Option<SocketAddr>) -> Op
     Options {
         log_format: format,
         log_filter: filter.to_owned(),
+        log_filter_file: None,
         export: Export::decide(&env, Signal::Traces),
         metrics: Export::decide(&env, Signal::Metrics),
         logs: Export::decide(&env, Signal::Logs),
@@ -467,4 +468,82 @@ fn who_wants_to_debug_a_library_gets_all_of_it() {
     assert!(guard.shutdown(Duration::from_secs(1)));
 
     assert_eq!(output.text().matches("detail").count(), 100);
+}
+
+#[test]
+fn the_filter_changes_while_the_process_runs_and_every_change_is_told() {
+    let output = Output::default();
+    let options = options("info", LogFormat::Human, None);
+    let (subscriber, guard, _) = assemble(&options, Box::new(output.clone()), false).unwrap();
+    let control = guard.log_control();
+    let say = |n: u32| {
+        tracing::info!(n, "info");
+        tracing::debug!(n, "debug");
+    };
+    tracing::subscriber::with_default(subscriber, || {
+        say(1);
+        control.set_filter(" debug\n", "admin").unwrap();
+        say(2);
+        control.set_filter("off", "admin").unwrap();
+        say(3);
+        for wrong in [
+            "",
+            "  ",
+            "a=b=c",
+            "firezone_gateway=loud",
+            &"x".repeat(5000),
+        ] {
+            assert!(control.set_filter(wrong, "admin").is_err(), "{wrong}");
+        }
+        assert_eq!(control.filter(), "off");
+        control.reset_filter("SIGHUP").unwrap();
+        control.reset_filter("SIGHUP").unwrap();
+        say(4);
+    });
+
+    assert!(guard.shutdown(Duration::from_secs(1)));
+
+    let text = output.text();
+    let lines: Vec<&str> = text
+        .lines()
+        .map(|line| line.rsplit_once(": ").unwrap().1)
+        .collect();
+    let changed = |old: &str, new: &str, by: &str| {
+        format!("Another log filter is in force old={old:?} new={new:?} by={by:?}")
+    };
+    assert_eq!(
+        lines,
+        [
+            "info n=1",
+            &changed("info", "debug", "admin"),
+            "info n=2",
+            "debug n=2",
+            &changed("debug", "off", "admin"),
+            &changed("off", "info", "SIGHUP"),
+            "info n=4",
+        ],
+        "{text}"
+    );
+}
+
+#[test]
+fn a_file_with_the_filter_is_read_again_and_one_that_went_wrong_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("filter");
+    let options = Options {
+        log_filter_file: Some(file.clone()),
+        ..options("warn", LogFormat::Human, None)
+    };
+    let (_subscriber, guard, _) = assemble(&options, Box::new(io::sink()), false).unwrap();
+    let control = guard.log_control();
+    std::fs::write(&file, "info,firezone_gateway::portal=debug\n").unwrap();
+    control.reset_filter("SIGHUP").unwrap();
+    assert_eq!(control.filter(), "info,firezone_gateway::portal=debug");
+    for wrong in [&b"a=b=c"[..], b"", b"\xff\xfe"] {
+        std::fs::write(&file, wrong).unwrap();
+        assert!(control.reset_filter("SIGHUP").is_err(), "{wrong:?}");
+    }
+    std::fs::remove_file(&file).unwrap();
+    assert!(control.reset_filter("SIGHUP").is_err());
+    assert_eq!(control.filter(), "info,firezone_gateway::portal=debug");
 }

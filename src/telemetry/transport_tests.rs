@@ -446,6 +446,7 @@ fn exporting_log_lines_does_not_make_more_of_them() {
         log_format: LogFormat::Human,
         // The HTTP/2 library says a lot.
         log_filter: "trace".to_owned(),
+        log_filter_file: None,
         export: Export::decide(&env, Signal::Traces),
         metrics: Export::decide(&env, Signal::Metrics),
         logs: Export::decide(&env, Signal::Logs),
