@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use firezone_lab::browser::Browser;
 use firezone_lab::scenario::{Lab, RESOURCE_V4};
 use firezone_lab::traffic::page;
 use serde_json::Value;
@@ -99,36 +100,15 @@ fn prometheus_sees_what_happens_and_raises_the_alarm() -> Result<()> {
     Ok(())
 }
 
-/// The page as a browser has it after a few seconds, and what it complained about.
-fn browse(lab: &Lab, options: &str) -> Result<(String, String)> {
-    // As root it needs to be told that nobody else's pages will be shown.
-    let line = format!(
-        "HOME={} chromium --headless=new --no-sandbox --disable-gpu --hide-scrollbars \
-         --enable-logging=stderr --virtual-time-budget=6000 {options} http://127.0.0.1:8080/",
-        lab.net.dir().display()
-    );
-    let output = lab.net.try_output("gateway", &line)?;
-    let complaints = String::from_utf8_lossy(&output.stderr)
-        .lines()
-        .filter(|line| line.contains("CONSOLE"))
-        .map(|line| format!("{line}\n"))
-        .collect();
-    Ok((
-        String::from_utf8_lossy(&output.stdout).into_owned(),
-        complaints,
-    ))
+/// Screenshots for the documentation, if `FIREZONE_LAB_SCREENSHOTS` names a directory.
+fn photograph(browser: &mut Browser, name: &str) -> Result<()> {
+    match std::env::var_os("FIREZONE_LAB_SCREENSHOTS") {
+        Some(directory) => browser.photograph(&Path::new(&directory).join(format!("{name}.png"))),
+        None => Ok(()),
+    }
 }
 
-/// Screenshots for the documentation, if `FIREZONE_LAB_SCREENSHOTS` names a directory.
-fn photograph(lab: &Lab, name: &str, options: &str) -> Result<()> {
-    if let Ok(directory) = std::env::var("FIREZONE_LAB_SCREENSHOTS") {
-        browse(
-            lab,
-            &format!("{options} --screenshot={directory}/{name}.png"),
-        )?;
-    }
-    Ok(())
-}
+const SOON: Duration = Duration::from_secs(10);
 
 #[test]
 #[ignore = "needs root, coturn, chromium and network namespaces"]
@@ -139,48 +119,85 @@ fn the_page_tells_in_a_browser_what_is_wrong_and_when_it_is_right_again() -> Res
         .with_context(|| lab.net.logs())?;
     let id = lab.status()?["clients"][0]["id"].clone();
     let id = id.as_str().context("an id")?;
-    let (dom, complaints) = browse(&lab, "--dump-dom")?;
-    for wanted in [
-        "<h1 id=\"name\">lab gateway</h1>",
+    // For the chart: some traffic that comes and goes.
+    lab.net.start(
+        "traffic",
+        "client",
+        Path::new("sh"),
+        &[
+            "-c",
+            &format!(
+                "while sleep 1; do curl -s -o /dev/null '{}'; done",
+                page(RESOURCE_V4)
+            ),
+        ],
+        &[],
+    )?;
+    let mut browser = Browser::open(&lab.net, "gateway", "http://127.0.0.1:8080/")?;
+    browser.emulate(1100, 1700, false, false)?;
+    let expected = [
+        "lab gateway",
+        "Shown as it happens.",
         "✓ live",
         "✓ ready",
-        ">joined</span> for",
+        "joined for",
         "203.0.113.1:3478",
-        ">allocated</td>",
+        "allocated",
+        "No allocation ended in the last hour.",
         id,
-        "direct",
-        "No outage of the portal channel",
-    ] {
-        ensure!(dom.contains(wanted), "no {wanted}: {complaints}{dom}");
-    }
-    ensure!(complaints.is_empty(), "{complaints}");
+        "direct for",
+    ];
+    browser
+        .expect(&expected, SOON)
+        .with_context(|| lab.net.logs())?;
+    let label = |id: &str| format!("document.getElementById('{id}').getAttribute('aria-label')");
+    let timeline = browser.eval(&label("timeline"))?;
+    ensure!(
+        timeline.as_str().is_some_and(|t| t.contains("No outage")),
+        "{timeline}"
+    );
+    // Nothing is asked for while events come, and what is shown is of now.
+    let asked =
+        "performance.getEntriesByType('resource').filter(e => e.name.includes('/status')).length";
+    std::thread::sleep(Duration::from_secs(8));
+    ensure!(browser.eval(asked)? == 0);
+    let complaints = browser.complaints();
+    ensure!(complaints.is_empty(), "{complaints:?}");
 
     lab.net.kill("lab-portal")?;
-    lab.net
-        .eventually("the outage is known", Duration::from_secs(30), |net| {
-            net.sh(
-                "gateway",
-                "curl -s http://127.0.0.1:8080/readyz | grep -q 'not joined'",
-            )
-        })?;
-    std::thread::sleep(Duration::from_secs(5));
-    photograph(&lab, "page-outage", "--window-size=1100,1000")?;
-    let (dom, complaints) = browse(&lab, "--dump-dom")?;
-    for wanted in [
+    lab.net.kill("coturn")?;
+    let expected = [
         "✗ ready",
         "Outage for",
         "failed attempts",
+        "next attempt in",
         "It never gives up",
         "goes on",
-        "1 outage of",
-    ] {
-        ensure!(dom.contains(wanted), "no {wanted}: {dom}");
-    }
-    // The one complaint is that `/readyz` says 503.
-    let others: Vec<&str> = complaints.lines().filter(|l| !l.contains("503")).collect();
-    ensure!(others.is_empty(), "{others:?}");
+        "Last attempts",
+        "tcp_connect",
+        "1 allocation ended in the last hour.",
+    ];
+    browser.expect(&expected, Duration::from_secs(60))?;
+    let attempts = browser.eval(&label("attempts"))?;
+    ensure!(
+        attempts
+            .as_str()
+            .is_some_and(|t| t.contains("failed attempts in this outage")),
+        "{attempts}"
+    );
+    let timeline = browser.eval(&label("timeline"))?;
+    ensure!(
+        timeline
+            .as_str()
+            .is_some_and(|t| t.starts_with("1 outage of")),
+        "{timeline}"
+    );
+    std::thread::sleep(Duration::from_secs(5));
+    photograph(&mut browser, "page-outage")?;
 
+    lab.start_relay()?;
     lab.start_portal()?;
+    browser.expect(&["✓ ready", "joined for"], Duration::from_secs(90))?;
     lab.net
         .eventually("the outage is over", Duration::from_secs(90), |net| {
             let status = net.output("gateway", "curl -sf http://127.0.0.1:8080/status")?;
@@ -189,16 +206,71 @@ fn the_page_tells_in_a_browser_what_is_wrong_and_when_it_is_right_again() -> Res
             ensure!(outages.is_some_and(|o| o.len() == 1), "{status}");
             Ok(())
         })?;
-    let (dom, _) = browse(&lab, "--dump-dom")?;
+    browser.emulate(412, 2300, true, true)?;
+    let text = browser.expect(&["✓ ready", "Outages of the last 24 hours"], SOON)?;
+    ensure!(!text.contains("goes on"), "{text}");
+    let fits = "document.documentElement.scrollWidth <= document.documentElement.clientWidth";
+    ensure!(browser.eval(fits)? == true, "wider than a phone");
+    photograph(&mut browser, "page-phone")?;
+    let complaints = browser.complaints();
+    ensure!(complaints.is_empty(), "{complaints:?}");
+
+    // The gateway restarts: what is shown is old, then new again, by itself.
+    lab.net.kill("gateway")?;
+    browser.expect(&["What you see is old"], Duration::from_secs(20))?;
+    lab.start_gateway(&[])?;
+    lab.wait_ready()?;
+    let text = browser.expect(
+        &["Shown as it happens.", "✓ ready"],
+        Duration::from_secs(20),
+    )?;
+    ensure!(!text.contains("What you see is old"), "{text}");
     ensure!(
-        dom.contains("✓ ready") && dom.contains("1 outage of"),
-        "{dom}"
+        !text.contains("Outages of the last"),
+        "of the former process: {text}"
     );
-    photograph(
-        &lab,
-        "page-phone",
-        "--window-size=500,1400 --blink-settings=preferredColorScheme=0",
-    )
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root, coturn, chromium and network namespaces"]
+fn the_page_asks_by_itself_where_events_do_not_come() -> Result<()> {
+    let gateway = Path::new(env!("CARGO_BIN_EXE_firezone-gateway"));
+    let mut lab = Lab::new("polling", gateway)?;
+    lab.start_surroundings()?;
+    lab.start_gateway(&[])?;
+    lab.wait_ready()?;
+    // Others take all the places; some come too late, and again.
+    for n in 0..20 {
+        let line = [
+            "-sN",
+            "--retry",
+            "1000",
+            "--retry-delay",
+            "1",
+            "http://127.0.0.1:8080/events",
+        ];
+        lab.net.start(
+            &format!("looker-{n}"),
+            "gateway",
+            Path::new("curl"),
+            &line,
+            &[],
+        )?;
+    }
+    lab.net.eventually("all places are taken", SOON, |net| {
+        net.sh(
+            "gateway",
+            "curl -s -m 1 http://127.0.0.1:8080/events | grep -q 'too many'",
+        )
+    })?;
+    let mut browser = Browser::open(&lab.net, "gateway", "http://127.0.0.1:8080/")?;
+    browser.expect(&["Shown every 2 seconds.", "✓ ready", "joined for"], SOON)?;
+    for n in 0..20 {
+        lab.net.kill(&format!("looker-{n}"))?;
+    }
+    browser.expect(&["Shown as it happens."], Duration::from_secs(20))?;
+    Ok(())
 }
 
 /// What `firezone-gateway` says in the gateway's namespace.

@@ -5,7 +5,7 @@ use std::{
     io,
     net::SocketAddr,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
@@ -48,21 +48,53 @@ impl Bounded {
     }
 }
 
+/// When a connection ends; a stream of events goes on for as long as its events are taken. Clones
+/// share it.
+#[derive(Debug, Clone)]
+pub(super) struct Lifetime(Arc<Mutex<Instant>>);
+
+impl Lifetime {
+    fn of(lifetime: Duration) -> Self {
+        Self(Arc::new(Mutex::new(Instant::now() + lifetime)))
+    }
+
+    fn end(&self) -> Instant {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// It ends so long from now at the earliest.
+    pub(super) fn extend(&self, more: Duration) {
+        let mut end = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *end = (*end).max(Instant::now() + more);
+    }
+}
+
 /// Who is at the other end of a connection.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Caller(SocketAddr);
+#[derive(Debug, Clone)]
+pub(super) struct Caller {
+    address: SocketAddr,
+    lifetime: Lifetime,
+}
 
 impl Caller {
     /// Whether it is a process of this host, or in a container of the same network namespace. No
     /// datagram from elsewhere is taken with a loopback source (RFC 1122 §3.2.1.3).
-    pub(super) fn is_local(self) -> bool {
-        self.0.ip().to_canonical().is_loopback()
+    pub(super) fn is_local(&self) -> bool {
+        self.address.ip().to_canonical().is_loopback()
+    }
+
+    /// When the connection ends.
+    pub(super) fn lifetime(&self) -> Lifetime {
+        self.lifetime.clone()
     }
 }
 
 impl Connected<IncomingStream<'_, Bounded>> for Caller {
     fn connect_info(stream: IncomingStream<'_, Bounded>) -> Self {
-        Self(*stream.remote_addr())
+        Self {
+            address: *stream.remote_addr(),
+            lifetime: stream.io().lifetime.clone(),
+        }
     }
 }
 
@@ -76,9 +108,11 @@ impl Listener for Bounded {
             .await
             .expect("the semaphore is never closed");
         let (stream, peer) = Listener::accept(&mut self.listener).await;
+        let lifetime = Lifetime::of(self.lifetime);
         let connection = Connection {
             stream,
-            end: Box::pin(sleep_until(Instant::now() + self.lifetime)),
+            timer: Box::pin(sleep_until(lifetime.end())),
+            lifetime,
             _slot: slot,
         };
         (connection, peer)
@@ -92,7 +126,8 @@ impl Listener for Bounded {
 /// A connection that fails with [`io::ErrorKind::TimedOut`] once its time is up.
 pub(super) struct Connection {
     stream: TcpStream,
-    end: Pin<Box<Sleep>>,
+    lifetime: Lifetime,
+    timer: Pin<Box<Sleep>>,
     _slot: OwnedSemaphorePermit,
 }
 
@@ -102,8 +137,12 @@ impl Connection {
         context: &mut Context<'_>,
         act: impl FnOnce(Pin<&mut TcpStream>, &mut Context<'_>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
-        if self.end.as_mut().poll(context).is_ready() {
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        while self.timer.as_mut().poll(context).is_ready() {
+            let end = self.lifetime.end();
+            if end <= Instant::now() {
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+            self.timer.as_mut().reset(end);
         }
         act(Pin::new(&mut self.stream), context)
     }

@@ -4,6 +4,7 @@
 //! can bear.
 
 pub mod client;
+mod events;
 mod health;
 mod listener;
 mod liveness;
@@ -39,6 +40,7 @@ pub use self::{
     token::AdminToken,
 };
 use self::{
+    events::Events,
     health::Tracker,
     listener::{Bounded, Caller},
     model::Status,
@@ -87,6 +89,7 @@ pub struct AdminState {
     token: Option<AdminToken>,
     complaints: Arc<Mutex<Throttle>>,
     log: LogControl,
+    events: Events,
 }
 
 impl AdminState {
@@ -102,6 +105,7 @@ impl AdminState {
             token: None,
             complaints: Arc::new(Mutex::new(Throttle::MINUTELY)),
             log: LogControl::default(),
+            events: Events::default(),
         }
     }
 

@@ -17,6 +17,9 @@ pub const SCHEMA: u32 = 1;
 pub struct Status {
     /// See [`SCHEMA`].
     pub schema: u32,
+    /// When the document was made (Unix seconds).
+    #[serde(default)]
+    pub at: f64,
     /// Version of the program.
     pub version: String,
     /// Display name.
@@ -31,6 +34,12 @@ pub struct Status {
     pub portal: PortalStatus,
     /// TURN relays.
     pub relays: Vec<RelayStatus>,
+    /// Allocations that ended in the last hour: how much the relays come and go.
+    #[serde(default)]
+    pub relay_churn: u64,
+    /// The last allocations that ended, oldest first, at most 20.
+    #[serde(default)]
+    pub relay_episodes: Vec<RelayEpisode>,
     /// Clients with at least one grant or a connection.
     pub clients: Vec<ClientStatus>,
     /// Whether the clients' candidates and pairs are in it, as far as there are any. They are
@@ -144,6 +153,9 @@ pub struct PortalStatus {
     /// The outages that ended within the last 24 hours, oldest first, at most 100.
     #[serde(default)]
     pub outages: Vec<OutageStatus>,
+    /// The last attempts that ended, oldest first, at most 20.
+    #[serde(default)]
+    pub recent_attempts: Vec<AttemptStatus>,
     /// The last failure, kept after recovery.
     pub last_error: Option<PortalError>,
     /// Successful joins since start.
@@ -167,6 +179,15 @@ pub struct OutageStatus {
     pub failures: u32,
     /// `joined`, `gave_up` or `abandoned`.
     pub outcome: String,
+}
+
+/// An attempt to connect to the portal and join.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct AttemptStatus {
+    /// When it ended (Unix seconds).
+    pub at: f64,
+    /// `error.type` of its failure; `None` if it ended in a join.
+    pub cause: Option<String>,
 }
 
 /// States of the portal channel.
@@ -275,6 +296,23 @@ pub struct RelayStatus {
     /// When it was (Unix seconds).
     #[serde(default)]
     pub last_error_at: Option<f64>,
+}
+
+/// An allocation at a relay, from its beginning to its end.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct RelayEpisode {
+    /// Id given by the portal.
+    pub relay: String,
+    /// The socket of the relay.
+    pub server: Option<SocketAddr>,
+    /// When the allocation was had (Unix seconds).
+    pub began: f64,
+    /// When it was gone (Unix seconds).
+    pub ended: f64,
+    /// Why it began: `offered`, `replaced`, `recovered`.
+    pub begin: String,
+    /// Why it ended, in words.
+    pub end: String,
 }
 
 /// State of one client.

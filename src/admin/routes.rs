@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use axum::{
     Json, Router,
+    body::Body,
     extract::{ConnectInfo, DefaultBodyLimit, Query, Request, State},
     http::{
         HeaderMap, HeaderName, HeaderValue, StatusCode,
@@ -34,6 +35,7 @@ firezone-gateway; with a browser, this is a page that shows what it is doing
 /readyz    200 while joined to the portal, with a working device and a usable relay, and not
            shutting down. For monitoring and rollouts, never for restarts.
 /status    What the gateway is doing, as JSON.
+/events    The same once a second, with the answers of the probes, as server-sent events.
 /metrics   Numbers for Prometheus.
 /log-filter
            Which log lines are written; PUT another filter in the syntax of RUST_LOG, or DELETE it
@@ -57,6 +59,7 @@ pub(super) fn router(state: AdminState) -> Router {
         .route("/page.css", get(style))
         .route("/page.js", get(script))
         .route("/status", get(status))
+        .route("/events", get(events))
         .route("/metrics", get(metrics))
         .merge(control)
         .layer(middleware::from_fn_with_state(state.clone(), guard));
@@ -220,6 +223,25 @@ async fn unknown() -> Response {
 
 async fn status(State(state): State<AdminState>) -> Response {
     Json(&*state.complete_status().await).into_response()
+}
+
+const EVENTS: HeaderValue = HeaderValue::from_static("text/event-stream");
+
+async fn events(
+    State(state): State<AdminState>,
+    ConnectInfo(caller): ConnectInfo<Caller>,
+) -> Response {
+    let Some(stream) = state.events.listen(&state, caller.lifetime()) else {
+        let text = "too many look at once; /status has the same\n";
+        return (
+            StatusCode::SERVICE_UNAVAILABLE,
+            [(CONTENT_TYPE, TEXT)],
+            text,
+        )
+            .into_response();
+    };
+    let headers = [(CONTENT_TYPE, EVENTS), (CONTENT_SECURITY_POLICY, POLICY)];
+    (headers, Body::from_stream(stream)).into_response()
 }
 
 /// The text format of Prometheus, version 0.0.4.

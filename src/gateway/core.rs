@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use secrecy::ExposeSecret as _;
 
+use super::episodes::Episodes;
 use super::outbox::Outbox;
 use super::resolutions::{Announcement, Begun, Resolutions};
 use super::story::{PathEnd, Paths, SetUps, Story};
@@ -99,6 +100,7 @@ pub struct Core {
     outers: BTreeMap<ClientId, VecDeque<Outer>>,
     flow_reports: VecDeque<(FlowReport, Vec<Outer>)>,
     stories: VecDeque<Story>,
+    episodes: Episodes,
     clients: BTreeMap<ClientId, ClientState>,
     interface: Option<Interface>,
     joined: bool,
@@ -137,6 +139,7 @@ impl Core {
             outers: BTreeMap::new(),
             flow_reports: VecDeque::new(),
             stories: VecDeque::new(),
+            episodes: Episodes::default(),
             clients: BTreeMap::new(),
             interface: None,
             joined: false,
@@ -727,6 +730,7 @@ impl Core {
             connectivity::Event::LastRelayLost => self.ask_for_relays(now),
             connectivity::Event::RelayEpisode(episode) => {
                 self.paths.relay_lost(&episode);
+                self.episodes.note(&episode);
                 self.stories.push_back(Story::Relay(episode));
             }
         }
@@ -796,6 +800,11 @@ impl Core {
     /// What to show about relays.
     pub fn relays(&self, now: Instant, wall: SystemTime) -> Vec<RelayStatus> {
         self.connectivity.relay_statuses(now, wall)
+    }
+
+    /// Allocations at relays that are over.
+    pub fn episodes(&self) -> &Episodes {
+        &self.episodes
     }
 
     /// Number of flows of all clients.

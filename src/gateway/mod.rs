@@ -5,6 +5,7 @@
 //! what is too much for each of them.
 
 pub mod core;
+pub mod episodes;
 mod flow_reports;
 mod host_setup;
 pub mod outbox;

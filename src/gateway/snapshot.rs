@@ -60,6 +60,7 @@ pub fn build(
     let dns = around.dns;
     Status {
         schema: SCHEMA,
+        at: unix_seconds(wall),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         name: facts.name.clone(),
         id: facts.id.clone(),
@@ -67,6 +68,8 @@ pub fn build(
         draining: around.draining,
         portal: around.portal.clone(),
         relays: core.map_or_else(Vec::new, |c| c.relays(now, wall)),
+        relay_churn: core.map_or(0, |c| c.episodes().churn(now)),
+        relay_episodes: core.map_or_else(Vec::new, |c| c.episodes().status(now, wall)),
         // A client without a connection has nothing more to tell.
         complete: complete || clients.iter().all(|c| c.connection == NO_CONNECTION),
         clients,

@@ -189,6 +189,7 @@ impl Driver {
         let (now, wall) = (now(), SystemTime::now());
         PortalStatus {
             outages: self.history.status(now, wall),
+            recent_attempts: self.history.attempts(now, wall),
             ..self.channel.status(now, wall)
         }
     }
@@ -221,8 +222,13 @@ impl Driver {
     /// Carries out what the channel decided.
     fn settle(&mut self) {
         while let Some(milestone) = self.channel.poll_milestone() {
-            if let Milestone::OutageEnded(outage) = &milestone {
-                self.history.note(*outage);
+            match &milestone {
+                Milestone::OutageEnded(outage) => self.history.note(*outage),
+                Milestone::AttemptSucceeded => self.history.note_attempt(now(), None),
+                Milestone::AttemptFailed(failure) => {
+                    self.history.note_attempt(now(), Some(failure.kind));
+                }
+                _ => {}
             }
             self.trace.record(milestone, now());
         }

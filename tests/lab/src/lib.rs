@@ -2,6 +2,7 @@
 //! tests put them. The doubles follow the protocol's description and share no code with the
 //! gateway.
 
+pub mod browser;
 pub mod client;
 pub mod collector;
 pub mod names;
