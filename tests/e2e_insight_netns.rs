@@ -308,3 +308,60 @@ fn the_log_level_changes_while_the_gateway_runs() -> Result<()> {
     ensure!(gateway(&lab, "log-filter")?.trim() == "warn");
     Ok(())
 }
+
+/// With what status the gateway's host is answered; 000 without an answer.
+fn code(lab: &Lab, url: &str) -> Result<String> {
+    let line = format!("curl -s -o /dev/null -w '%{{http_code}}' {url}");
+    let output = lab.net.try_output("gateway", &line)?;
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+#[test]
+#[ignore = "needs root, coturn and network namespaces"]
+fn others_reach_the_probes_and_only_the_host_the_rest() -> Result<()> {
+    let binary = Path::new(env!("CARGO_BIN_EXE_firezone-gateway"));
+    let mut lab = Lab::new("binds", binary)?;
+    lab.start_surroundings()?;
+    lab.start_gateway(&[("HEALTH_CHECK_ADDR", "0.0.0.0:8080")])?;
+    lab.wait_ready()?;
+    let own = lab.net.output(
+        "gateway",
+        "ip -4 -o addr show scope global | grep -v tun- | awk '{print $4}' | cut -d/ -f1 | head -1",
+    )?;
+    let own = own.trim();
+    for (url, expected) in [
+        (format!("{own}:8080/livez"), "200"),
+        (format!("{own}:8080/status"), "404"),
+        (format!("{own}:8081/livez"), "000"),
+        ("127.0.0.1:8081/status".to_owned(), "200"),
+        ("127.0.0.1:8081/livez".to_owned(), "200"),
+    ] {
+        let found = code(&lab, &url)?;
+        ensure!(found == expected, "{url}: {found}");
+    }
+    lab.net.kill("gateway")?;
+
+    let socket = format!("unix:{}", lab.net.dir().join("admin.sock").display());
+    let env = [
+        ("HEALTH_CHECK_ADDR", "0.0.0.0:8080"),
+        ("FIREZONE_ADMIN_ADDR", socket.as_str()),
+    ];
+    // Once more, over what the first one left behind.
+    for _ in 0..2 {
+        lab.start_gateway(&env)?;
+        lab.wait_ready()?;
+        let say = |arguments: &str| {
+            let binary = binary.display();
+            let line = format!(
+                "HEALTH_CHECK_ADDR=0.0.0.0:8080 FIREZONE_ADMIN_ADDR={socket} {binary} {arguments}"
+            );
+            lab.net.output("gateway", &line)
+        };
+        ensure!(say("status")?.contains("lab gateway"));
+        ensure!(say("log-filter debug")?.trim() == "debug");
+        ensure!(say("healthcheck")?.contains("live: ok"));
+        ensure!(code(&lab, "127.0.0.1:8081/status")? == "000");
+        lab.net.kill("gateway")?;
+    }
+    Ok(())
+}

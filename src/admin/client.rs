@@ -4,15 +4,16 @@
 use std::{
     fmt::Write as _,
     io::{self, Read as _, Write},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs as _},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpStream, ToSocketAddrs as _},
+    os::unix::net::UnixStream,
     time::{Duration, Instant},
 };
 
 use secrecy::{ExposeSecret as _, SecretString};
 
-use super::{Moment, model::Status, table};
+use super::{Moment, listener::Place, model::Status, table};
 use crate::config::{
-    Env, ExitStatus, Probe, Settings, admin_address, admin_token,
+    Env, ExitStatus, Listeners, Probe, Settings, admin_listeners, admin_token,
     cli::{HealthcheckArgs, LogFilterArgs, StatusArgs},
 };
 
@@ -39,11 +40,11 @@ pub enum AskError {
     /// No connection, or no answer in time.
     #[error(
         "no answer from the admin server at {address}: {error}. Is the gateway running here (in \
-         the same container), and is HEALTH_CHECK_ADDR the same for both?"
+         the same container), and are HEALTH_CHECK_ADDR and FIREZONE_ADMIN_ADDR the same for both?"
     )]
     Unreachable {
         /// Who was asked.
-        address: SocketAddr,
+        address: Place,
         /// What happened.
         error: io::Error,
     },
@@ -52,18 +53,21 @@ pub enum AskError {
         "the admin server at {0} asks for its token; set FIREZONE_ADMIN_TOKEN_FILE to the file that \
          the gateway has it from"
     )]
-    Token(SocketAddr),
-    /// Something else listens there.
-    #[error("what listens at {0} is not the admin server of a gateway; see HEALTH_CHECK_ADDR")]
-    NotOurs(SocketAddr),
+    Token(Place),
+    /// Something else listens there, or only the probes are there.
+    #[error(
+        "what listens at {0} is not the admin server of a gateway, or has only the probes; see \
+         HEALTH_CHECK_ADDR and FIREZONE_ADMIN_ADDR"
+    )]
+    NotOurs(Place),
 }
 
 /// Asks for `path`. Unspecified addresses, fit only for listening, become loopback.
 ///
 /// # Errors
 /// See [`AskError`].
-pub fn ask(address: SocketAddr, path: &str) -> Result<Answer, AskError> {
-    ask_as(address, &Request::get(path), None)
+pub fn ask(address: impl Into<Place>, path: &str) -> Result<Answer, AskError> {
+    ask_as(&address.into(), &Request::get(path), None)
 }
 
 /// What is asked.
@@ -86,27 +90,76 @@ impl<'a> Request<'a> {
 
 /// As [`ask`], anything, showing the admin token.
 fn ask_as(
-    address: SocketAddr,
+    address: &Place,
     request: &Request<'_>,
     token: Option<&SecretString>,
 ) -> Result<Answer, AskError> {
     let address = reachable(address);
-    let answer = exchange(address, request, token)
-        .map_err(|error| AskError::Unreachable { address, error })?;
-    parse(&answer).ok_or(AskError::NotOurs(address))
+    match exchange(&address, request, token) {
+        Ok(answer) => parse(&answer).ok_or(AskError::NotOurs(address)),
+        Err(error) => Err(AskError::Unreachable { address, error }),
+    }
 }
 
-fn reachable(mut address: SocketAddr) -> SocketAddr {
-    match address.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
-        IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
-        _ => {}
+fn reachable(place: &Place) -> Place {
+    match place {
+        Place::Tcp(address) => {
+            let mut address = *address;
+            match address.ip() {
+                IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+                IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+                _ => {}
+            }
+            Place::Tcp(address)
+        }
+        Place::Unix(path) => Place::Unix(path.clone()),
     }
-    address
+}
+
+/// A connection of either kind.
+enum Connection {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Connection {
+    fn open(place: &Place) -> io::Result<Self> {
+        Ok(match place {
+            Place::Tcp(address) => Self::Tcp(TcpStream::connect_timeout(address, PATIENCE)?),
+            // Either somebody listens or not; only a full backlog makes one wait.
+            Place::Unix(path) => Self::Unix(UnixStream::connect(path)?),
+        })
+    }
+
+    fn write_all(&mut self, bytes: &[u8], limit: Duration) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => {
+                stream.set_write_timeout(Some(limit))?;
+                stream.write_all(bytes)
+            }
+            Self::Unix(stream) => {
+                stream.set_write_timeout(Some(limit))?;
+                stream.write_all(bytes)
+            }
+        }
+    }
+
+    fn read(&mut self, buffer: &mut [u8], limit: Duration) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => {
+                stream.set_read_timeout(Some(limit))?;
+                stream.read(buffer)
+            }
+            Self::Unix(stream) => {
+                stream.set_read_timeout(Some(limit))?;
+                stream.read(buffer)
+            }
+        }
+    }
 }
 
 fn exchange(
-    address: SocketAddr,
+    address: &Place,
     request: &Request<'_>,
     token: Option<&SecretString>,
 ) -> io::Result<Vec<u8>> {
@@ -115,24 +168,26 @@ fn exchange(
         Duration::ZERO => Err(io::Error::from(io::ErrorKind::TimedOut)),
         left => Ok(left),
     };
-    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
-    stream.set_write_timeout(Some(left()?))?;
+    let mut stream = Connection::open(address)?;
+    let host = match address {
+        Place::Tcp(address) => address.to_string(),
+        Place::Unix(_) => "localhost".to_owned(),
+    };
     let authorization = token.map_or_else(String::new, |token| {
         format!("Authorization: Bearer {}\r\n", token.expose_secret())
     });
     let Request { method, path, body } = request;
     let length = body.len();
     let request = format!(
-        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nAccept: */*\r\nConnection: close\r\n\
+        "{method} {path} HTTP/1.1\r\nHost: {host}\r\nAccept: */*\r\nConnection: close\r\n\
          Content-Length: {length}\r\n{authorization}\r\n{body}"
     );
-    stream.write_all(request.as_bytes())?;
+    stream.write_all(request.as_bytes(), left()?)?;
 
     let mut answer = Vec::new();
     let mut buffer = [0; 16 * 1024];
     loop {
-        stream.set_read_timeout(Some(left()?))?;
-        match stream.read(&mut buffer) {
+        match stream.read(&mut buffer, left()?) {
             Ok(0) => return Ok(answer),
             Ok(length) => answer.extend_from_slice(&buffer[..length]),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -174,25 +229,32 @@ fn parse(answer: &[u8]) -> Option<Answer> {
     })
 }
 
-/// The address to ask: the argument, else the setting. `None` when the server is off.
+/// The address to ask: the argument, else one of the settings. `None` when that is off.
 fn address(
     argument: Option<&str>,
     settings: &Settings,
     env: &dyn Env,
-) -> Result<Option<SocketAddr>, AskError> {
+    choose: impl FnOnce(&Listeners) -> Option<&Place>,
+) -> Result<Option<Place>, AskError> {
     let Some(argument) = argument else {
-        return admin_address(settings, env).map_err(|error| AskError::Address(error.to_string()));
+        let listeners =
+            admin_listeners(settings, env).map_err(|error| AskError::Address(error.to_string()))?;
+        return Ok(choose(&listeners).cloned());
     };
+    if let Some(path) = argument.strip_prefix("unix:") {
+        return Ok(Some(Place::Unix(path.into())));
+    }
     let unusable = |why: &str| {
         AskError::Address(format!(
-            "--addr: {argument:?} {why}. Give a host and a port, such as 127.0.0.1:8080"
+            "--addr: {argument:?} {why}. Give a host and a port, such as 127.0.0.1:8080, or unix: \
+             and the path of a socket"
         ))
     };
     argument
         .to_socket_addrs()
         .map_err(|error| unusable(&format!("cannot be used ({error})")))?
         .next()
-        .map(Some)
+        .map(|address| Some(Place::Tcp(address)))
         .ok_or_else(|| unusable("has no address"))
 }
 
@@ -210,7 +272,8 @@ pub fn healthcheck(
     env: &dyn Env,
     out: &mut dyn Write,
 ) -> io::Result<ExitStatus> {
-    let address = match address(arguments.addr.as_deref(), settings, env) {
+    let probes = Listeners::for_probes;
+    let address = match address(arguments.addr.as_deref(), settings, env, probes) {
         Ok(Some(address)) => address,
         Ok(None) => {
             writeln!(
@@ -234,7 +297,7 @@ pub fn healthcheck(
     };
     let mut failed = false;
     for probe in probes {
-        match ask(address, probe.path()) {
+        match ask(address.clone(), probe.path()) {
             Ok(Answer { code: 200, .. }) => writeln!(out, "{}: ok", probe.name())?,
             Ok(Answer { code: 503, body }) => {
                 failed = true;
@@ -244,7 +307,7 @@ pub fn healthcheck(
                 }
             }
             Ok(_) => {
-                writeln!(out, "{}", AskError::NotOurs(reachable(address)))?;
+                writeln!(out, "{}", AskError::NotOurs(reachable(&address)))?;
                 return Ok(ExitStatus::Failure);
             }
             Err(error) => {
@@ -314,19 +377,23 @@ fn ask_admin(
     settings: &Settings,
     env: &dyn Env,
     request: &Request<'_>,
-) -> Result<(SocketAddr, Answer), AskError> {
-    let address = address(argument, settings, env)?.ok_or_else(|| {
+) -> Result<(Place, Answer), AskError> {
+    let address = address(argument, settings, env, |listeners| {
+        listeners.admin.as_ref()
+    })?;
+    let address = address.ok_or_else(|| {
         AskError::Address(
-            "the admin server is off (HEALTH_CHECK_ADDR), so that there is nobody to ask"
+            "the admin server is off (HEALTH_CHECK_ADDR, FIREZONE_ADMIN_ADDR), so that there is \
+             nobody to ask"
                 .to_owned(),
         )
     })?;
     let token = admin_token(settings, env)
         .map_err(|error| AskError::Address(error.to_string()))?
         .and_then(|token| token.read().ok());
-    let answer = ask_as(address, request, token.as_ref())?;
+    let answer = ask_as(&address, request, token.as_ref())?;
     if answer.code == 401 {
-        return Err(AskError::Token(reachable(address)));
+        return Err(AskError::Token(reachable(&address)));
     }
     Ok((address, answer))
 }
@@ -359,7 +426,7 @@ pub fn log_filter(
         }
         // Of an older gateway, or of something else.
         Ok((address, Answer { code: 404, .. })) => {
-            writeln!(err, "{}", AskError::NotOurs(reachable(address)))?;
+            writeln!(err, "{}", AskError::NotOurs(reachable(&address)))?;
         }
         Ok((_, answer)) => writeln!(err, "{}", table::printable(answer.body.trim_end()))?,
         Err(error) => writeln!(err, "{error}")?,
@@ -376,7 +443,7 @@ fn fetch_status(
     let question = Request::get("/status");
     let (address, answer) = ask_admin(arguments.addr.as_deref(), settings, env, &question)?;
     if answer.code != 200 {
-        return Err(AskError::NotOurs(reachable(address)));
+        return Err(AskError::NotOurs(reachable(&address)));
     }
     if arguments.json {
         let mut text = answer.body;
@@ -385,7 +452,7 @@ fn fetch_status(
         return Ok(text);
     }
     let status: Status =
-        serde_json::from_str(&answer.body).map_err(|_| AskError::NotOurs(reachable(address)))?;
+        serde_json::from_str(&answer.body).map_err(|_| AskError::NotOurs(reachable(&address)))?;
     Ok(table::render(&status, Moment::now().unix, colour))
 }
 
@@ -402,10 +469,8 @@ mod tests {
             ("[::]:9000", "[::1]:9000"),
             ("192.0.2.1:1", "192.0.2.1:1"),
         ] {
-            assert_eq!(
-                reachable(listening.parse().unwrap()),
-                asked.parse().unwrap()
-            );
+            let place = |text: &str| Place::Tcp(text.parse().unwrap());
+            assert_eq!(reachable(&place(listening)), place(asked));
         }
     }
 

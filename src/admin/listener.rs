@@ -2,19 +2,24 @@
 //! and a peer that sends one byte a minute would otherwise hold a task and a socket for ever.
 
 use std::{
-    io,
+    fmt, fs, io,
     net::SocketAddr,
+    os::unix::fs::FileTypeExt as _,
+    path::{Path, PathBuf},
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
 
-use axum::extract::connect_info::Connected;
-use axum::serve::{IncomingStream, Listener};
+use axum::{
+    extract::connect_info::Connected,
+    serve::{IncomingStream, Listener},
+};
+use rustix::{fs::Mode, process::umask};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, Sleep, sleep_until},
 };
@@ -23,25 +28,98 @@ use tokio::{
 const CONNECTIONS: usize = 256;
 /// Time from accepting a connection to the end of its one answer.
 const LIFETIME: Duration = Duration::from_secs(5);
+/// Whom a Unix socket is for: its owner and group, to read and write.
+const NOT_FOR_OTHERS: Mode = Mode::RWXO.union(Mode::XUSR).union(Mode::XGRP);
+
+/// Where something listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// An address and a port.
+    Tcp(SocketAddr),
+    /// A socket in the file system, for those whom its permissions let in.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+impl From<SocketAddr> for Place {
+    fn from(address: SocketAddr) -> Self {
+        Self::Tcp(address)
+    }
+}
+
+/// An open listening socket.
+#[derive(Debug)]
+pub enum Socket {
+    /// For an address and a port.
+    Tcp(TcpListener),
+    /// In the file system.
+    Unix(UnixListener),
+}
+
+impl Socket {
+    pub(super) async fn bind(place: &Place) -> io::Result<Self> {
+        match place {
+            Place::Tcp(address) => Ok(Self::Tcp(TcpListener::bind(address).await?)),
+            Place::Unix(path) => Ok(Self::Unix(bind_unix(path)?)),
+        }
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// When the system does not say.
+    pub fn place(&self) -> io::Result<Place> {
+        match self {
+            Self::Tcp(listener) => Ok(Place::Tcp(listener.local_addr()?)),
+            Self::Unix(listener) => {
+                let address = listener.local_addr()?;
+                let path = address.as_pathname().unwrap_or(Path::new(""));
+                Ok(Place::Unix(path.to_owned()))
+            }
+        }
+    }
+}
+
+/// A socket that was left behind is replaced, one that somebody answers at is not.
+fn bind_unix(path: &Path) -> io::Result<UnixListener> {
+    if fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
+        match std::os::unix::net::UnixStream::connect(path) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                fs::remove_file(path)?;
+            }
+            _ => return Err(io::ErrorKind::AddrInUse.into()),
+        }
+    }
+    // Not changed afterwards: somebody else could be faster. It is of the whole process, but nothing
+    // else makes files while the listeners are opened.
+    let usual = umask(NOT_FOR_OTHERS);
+    let listener = UnixListener::bind(path);
+    umask(usual);
+    listener
+}
 
 pub(super) struct Bounded {
-    listener: TcpListener,
+    socket: Socket,
     slots: Arc<Semaphore>,
     lifetime: Duration,
 }
 
 impl Bounded {
-    pub(super) fn new(listener: TcpListener) -> Self {
-        Self::with_limits(listener, CONNECTIONS, LIFETIME)
+    pub(super) fn new(socket: Socket) -> Self {
+        Self::with_limits(socket, CONNECTIONS, LIFETIME)
     }
 
-    pub(super) fn with_limits(
-        listener: TcpListener,
-        connections: usize,
-        lifetime: Duration,
-    ) -> Self {
+    pub(super) fn with_limits(socket: Socket, connections: usize, lifetime: Duration) -> Self {
         Self {
-            listener,
+            socket,
             slots: Arc::new(Semaphore::new(connections)),
             lifetime,
         }
@@ -69,10 +147,18 @@ impl Lifetime {
     }
 }
 
+/// The other end of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Peer {
+    Tcp(SocketAddr),
+    /// Whoever may open the socket.
+    Unix,
+}
+
 /// Who is at the other end of a connection.
 #[derive(Debug, Clone)]
 pub(super) struct Caller {
-    address: SocketAddr,
+    pub(super) peer: Peer,
     lifetime: Lifetime,
 }
 
@@ -80,7 +166,10 @@ impl Caller {
     /// Whether it is a process of this host, or in a container of the same network namespace. No
     /// datagram from elsewhere is taken with a loopback source (RFC 1122 §3.2.1.3).
     pub(super) fn is_local(&self) -> bool {
-        self.address.ip().to_canonical().is_loopback()
+        match self.peer {
+            Peer::Tcp(address) => address.ip().to_canonical().is_loopback(),
+            Peer::Unix => true,
+        }
     }
 
     /// When the connection ends.
@@ -92,7 +181,7 @@ impl Caller {
 impl Connected<IncomingStream<'_, Bounded>> for Caller {
     fn connect_info(stream: IncomingStream<'_, Bounded>) -> Self {
         Self {
-            address: *stream.remote_addr(),
+            peer: *stream.remote_addr(),
             lifetime: stream.io().lifetime.clone(),
         }
     }
@@ -100,14 +189,23 @@ impl Connected<IncomingStream<'_, Bounded>> for Caller {
 
 impl Listener for Bounded {
     type Io = Connection;
-    type Addr = SocketAddr;
+    type Addr = Peer;
 
     async fn accept(&mut self) -> (Self::Io, Self::Addr) {
         let slot = Arc::clone(&self.slots)
             .acquire_owned()
             .await
             .expect("the semaphore is never closed");
-        let (stream, peer) = Listener::accept(&mut self.listener).await;
+        let (stream, peer) = match &mut self.socket {
+            Socket::Tcp(listener) => {
+                let (stream, address) = Listener::accept(listener).await;
+                (Stream::Tcp(stream), Peer::Tcp(address))
+            }
+            Socket::Unix(listener) => {
+                let (stream, _) = Listener::accept(listener).await;
+                (Stream::Unix(stream), Peer::Unix)
+            }
+        };
         let lifetime = Lifetime::of(self.lifetime);
         let connection = Connection {
             stream,
@@ -119,13 +217,31 @@ impl Listener for Bounded {
     }
 
     fn local_addr(&self) -> io::Result<Self::Addr> {
-        self.listener.local_addr()
+        Ok(match &self.socket {
+            Socket::Tcp(listener) => Peer::Tcp(listener.local_addr()?),
+            Socket::Unix(_) => Peer::Unix,
+        })
     }
+}
+
+enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+/// Calls the same method of whichever stream it is.
+macro_rules! either {
+    ($stream:expr, $stream_of_kind:ident => $act:expr) => {
+        match $stream {
+            Stream::Tcp($stream_of_kind) => $act,
+            Stream::Unix($stream_of_kind) => $act,
+        }
+    };
 }
 
 /// A connection that fails with [`io::ErrorKind::TimedOut`] once its time is up.
 pub(super) struct Connection {
-    stream: TcpStream,
+    stream: Stream,
     lifetime: Lifetime,
     timer: Pin<Box<Sleep>>,
     _slot: OwnedSemaphorePermit,
@@ -135,7 +251,7 @@ impl Connection {
     fn in_time<T>(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-        act: impl FnOnce(Pin<&mut TcpStream>, &mut Context<'_>) -> Poll<io::Result<T>>,
+        act: impl FnOnce(&mut Stream, &mut Context<'_>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
         while self.timer.as_mut().poll(context).is_ready() {
             let end = self.lifetime.end();
@@ -144,7 +260,7 @@ impl Connection {
             }
             self.timer.as_mut().reset(end);
         }
-        act(Pin::new(&mut self.stream), context)
+        act(&mut self.stream, context)
     }
 }
 
@@ -154,7 +270,10 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.in_time(context, |stream, context| stream.poll_read(context, buffer))
+        self.in_time(
+            context,
+            |stream, context| either!(stream, s => Pin::new(s).poll_read(context, buffer)),
+        )
     }
 }
 
@@ -164,7 +283,10 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.in_time(context, |stream, context| stream.poll_write(context, bytes))
+        self.in_time(
+            context,
+            |stream, context| either!(stream, s => Pin::new(s).poll_write(context, bytes)),
+        )
     }
 
     fn poll_write_vectored(
@@ -172,20 +294,27 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.in_time(context, |stream, context| {
-            stream.poll_write_vectored(context, slices)
-        })
+        self.in_time(
+            context,
+            |stream, context| either!(stream, s => Pin::new(s).poll_write_vectored(context, slices)),
+        )
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        either!(&self.stream, s => s.is_write_vectored())
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.in_time(context, |stream, context| stream.poll_flush(context))
+        self.in_time(
+            context,
+            |stream, context| either!(stream, s => Pin::new(s).poll_flush(context)),
+        )
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.in_time(context, |stream, context| stream.poll_shutdown(context))
+        self.in_time(
+            context,
+            |stream, context| either!(stream, s => Pin::new(s).poll_shutdown(context)),
+        )
     }
 }

@@ -18,7 +18,6 @@ mod tests;
 
 use std::{
     io,
-    net::SocketAddr,
     num::NonZeroU64,
     sync::{
         Arc, Mutex, PoisonError,
@@ -27,14 +26,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{
-    net::TcpListener,
-    sync::{Notify, mpsc, oneshot, watch},
-};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 pub use self::{
-    client::{healthcheck, log_filter, status},
+    client::{ask, healthcheck, log_filter, status},
     health::{CheckResult, Moment, Report},
+    listener::{Place, Socket},
     liveness::{Heartbeat, Liveness},
     table::render as render_status,
     token::AdminToken,
@@ -228,12 +225,13 @@ impl AdminState {
 /// The admin server cannot listen.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "the admin server cannot listen on {address}: {error}. Set HEALTH_CHECK_ADDR to an address and \
-     port that are free on this host, or to off"
+    "the admin server cannot listen on {place}: {error}. Set HEALTH_CHECK_ADDR to an address and port \
+     that are free on this host, or to off; and FIREZONE_ADMIN_ADDR to another such, to \
+     unix:/path/of/a/socket whose directory exists, to health or to off"
 )]
 pub struct BindError {
-    /// The configured address.
-    pub address: SocketAddr,
+    /// The configured place.
+    pub place: Place,
     /// Why not.
     #[source]
     pub error: io::Error,
@@ -242,29 +240,42 @@ pub struct BindError {
 /// Opens the listening socket.
 ///
 /// # Errors
-/// The address is taken or not one of this host.
-pub async fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|error| BindError { address, error })
+/// The address is taken or not one of this host, or the path of a Unix socket cannot be had.
+pub async fn bind(place: impl Into<Place>) -> Result<Socket, BindError> {
+    let place = place.into();
+    match Socket::bind(&place).await {
+        Ok(socket) => Ok(socket),
+        Err(error) => Err(BindError { place, error }),
+    }
+}
+
+/// What a listener has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Offer {
+    /// The probes only.
+    Probes,
+    /// Probes, status, page, metrics, control.
+    Everything,
 }
 
 /// Answers requests until `shutdown` completes, then lets those under way finish.
 ///
-/// A connection carries one request and ends after a few seconds at most, and their number is
-/// bounded, so that slow ones do not pile up.
+/// A connection carries one request and ends after a few seconds at most, unless it is a stream of
+/// events, and their number is bounded, so that slow ones do not pile up.
 ///
 /// # Errors
 /// None at present: failures of single connections end only these.
 pub async fn serve(
-    listener: TcpListener,
+    socket: Socket,
     state: AdminState,
+    offer: Offer,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
     let ending = Arc::new(Notify::new());
     let end = Arc::clone(&ending);
-    let routes = routes::router(state.clone()).into_make_service_with_connect_info::<Caller>();
-    let server = axum::serve(Bounded::new(listener), routes).with_graceful_shutdown(async move {
+    let routes =
+        routes::router(state.clone(), offer).into_make_service_with_connect_info::<Caller>();
+    let server = axum::serve(Bounded::new(socket), routes).with_graceful_shutdown(async move {
         shutdown.await;
         end.notify_one();
     });

@@ -20,7 +20,11 @@ use axum::{
     routing::get,
 };
 
-use super::{AdminState, Moment, Report, listener::Caller, table::duration};
+use super::{
+    AdminState, Moment, Offer, Report,
+    listener::{Caller, Peer},
+    table::duration,
+};
 use crate::config::Probe;
 use crate::telemetry::{FilterError, LONGEST_FILTER};
 
@@ -44,7 +48,32 @@ firezone-gateway; with a browser, this is a page that shows what it is doing
 The first three take ?verbose, ?exclude=NAME and `Accept: application/json`.
 ";
 
-pub(super) fn router(state: AdminState) -> Router {
+/// What there is where only the probes are.
+const PROBES_ONLY: &str = "\
+only /livez (/healthz), /startupz and /readyz are here, with ?verbose and ?exclude=NAME; page, status,
+metrics and control are where FIREZONE_ADMIN_ADDR says
+";
+
+pub(super) fn router(state: AdminState, offer: Offer) -> Router {
+    let probes = Router::new()
+        .route("/healthz", get(live))
+        .route("/livez", get(live))
+        .route("/startupz", get(started))
+        .route("/readyz", get(ready));
+    let routes = match offer {
+        Offer::Probes => probes.route("/", get(PROBES_ONLY)).fallback((
+            StatusCode::NOT_FOUND,
+            [(CONTENT_TYPE, TEXT)],
+            PROBES_ONLY,
+        )),
+        Offer::Everything => probes.merge(guarded(&state)).fallback(unknown),
+    };
+    routes
+        .layer(middleware::map_response(finish))
+        .with_state(state)
+}
+
+fn guarded(state: &AdminState) -> Router<AdminState> {
     let control = Router::new()
         .route(
             "/log-filter",
@@ -54,7 +83,7 @@ pub(super) fn router(state: AdminState) -> Router {
                 .layer(DefaultBodyLimit::max(LARGEST_BODY)),
         )
         .layer(middleware::from_fn_with_state(state.clone(), control));
-    let guarded = Router::new()
+    Router::new()
         .route("/", get(index))
         .route("/page.css", get(style))
         .route("/page.js", get(script))
@@ -62,16 +91,7 @@ pub(super) fn router(state: AdminState) -> Router {
         .route("/events", get(events))
         .route("/metrics", get(metrics))
         .merge(control)
-        .layer(middleware::from_fn_with_state(state.clone(), guard));
-    Router::new()
-        .merge(guarded)
-        .route("/healthz", get(live))
-        .route("/livez", get(live))
-        .route("/startupz", get(started))
-        .route("/readyz", get(ready))
-        .fallback(unknown)
-        .layer(middleware::map_response(finish))
-        .with_state(state)
+        .layer(middleware::from_fn_with_state(state.clone(), guard))
 }
 
 /// Lets those in who know the token. Probes are not asked: orchestrators could not answer.
@@ -117,7 +137,7 @@ async fn control(
     let headers = request.headers();
     let forwarded = ["forwarded", "x-forwarded-for", "x-forwarded-host", "via"];
     let local = caller.is_local()
-        && headers.get(HOST).is_some_and(names_this_host)
+        && (caller.peer == Peer::Unix || headers.get(HOST).is_some_and(names_this_host))
         && !forwarded.iter().any(|name| headers.contains_key(*name));
     if state.token.is_some() || local {
         return next.run(request).await;

@@ -3,7 +3,7 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::TcpStream,
+    net::{SocketAddr, TcpStream},
     time::Instant,
 };
 
@@ -61,6 +61,17 @@ fn relay(state: &str) -> RelayStatus {
     }
 }
 
+fn any_port() -> SocketAddr {
+    "127.0.0.1:0".parse().unwrap()
+}
+
+fn tcp(socket: &Socket) -> SocketAddr {
+    match socket.place().unwrap() {
+        Place::Tcp(address) => address,
+        Place::Unix(path) => panic!("{}", path.display()),
+    }
+}
+
 struct Server {
     runtime: Runtime,
     address: SocketAddr,
@@ -83,12 +94,10 @@ impl Server {
         let liveness = Liveness::default();
         let drain = Drain::default();
         let state = AdminState::new(receiver, liveness.clone(), drain.clone());
-        let listener = runtime
-            .block_on(bind("127.0.0.1:0".parse().unwrap()))
-            .unwrap();
-        let address = listener.local_addr().unwrap();
+        let listener = runtime.block_on(bind(any_port())).unwrap();
+        let address = tcp(&listener);
         let (stop, stopped) = oneshot::channel::<()>();
-        let ended = runtime.spawn(serve(listener, state.clone(), async {
+        let ended = runtime.spawn(serve(listener, state.clone(), Offer::Everything, async {
             let _ = stopped.await;
         }));
         Self {
@@ -105,14 +114,15 @@ impl Server {
 
     /// Serves another state for as long as this one, and says where.
     fn also(&self, state: AdminState) -> SocketAddr {
-        let listener = self
-            .runtime
-            .block_on(bind("127.0.0.1:0".parse().unwrap()))
-            .unwrap();
-        let address = listener.local_addr().unwrap();
-        let endless = std::future::pending();
-        self.runtime.spawn(serve(listener, state, endless));
+        let socket = self.runtime.block_on(bind(any_port())).unwrap();
+        let address = tcp(&socket);
+        self.serve(socket, state, Offer::Everything);
         address
+    }
+
+    fn serve(&self, socket: Socket, state: AdminState, offer: Offer) {
+        let endless = std::future::pending();
+        self.runtime.spawn(serve(socket, state, offer, endless));
     }
 
     fn change(&self, change: impl FnOnce(&mut Status)) {
@@ -468,6 +478,119 @@ fn the_busiest_clients_are_told_of_if_there_are_too_many() {
     assert!(stream.until("client-300-"), "{}", stream.text);
     assert!(stream.text.contains("\"clients_left_out\":300"));
     assert!(!stream.text.contains("client-299-"), "{}", stream.text);
+}
+
+#[test]
+fn where_only_the_probes_are_there_is_nothing_else() {
+    let server = Server::start(good());
+    let socket = server.runtime.block_on(bind(any_port())).unwrap();
+    let address = tcp(&socket);
+    server.serve(socket, server.state.clone(), Offer::Probes);
+    for path in ["/livez", "/healthz", "/startupz", "/readyz?verbose"] {
+        assert_eq!(ask(address, path).unwrap().code, 200, "{path}");
+    }
+    for path in [
+        "/status",
+        "/events",
+        "/metrics",
+        "/log-filter",
+        "/page.js",
+        "/x",
+    ] {
+        let answer = ask(address, path).unwrap();
+        assert_eq!(answer.code, 404, "{path}");
+        assert!(answer.body.contains("FIREZONE_ADMIN_ADDR"), "{path}");
+    }
+    let root = ask(address, "/").unwrap();
+    assert!(
+        root.code == 200 && root.body.contains("/livez"),
+        "{}",
+        root.body
+    );
+    let (exit, _, err) = ask_status(address, false);
+    assert_eq!(exit, ExitStatus::Failure);
+    assert!(err.contains("has only the probes"), "{err}");
+}
+
+#[test]
+fn a_unix_socket_is_for_its_owner_and_group_and_counts_as_this_host() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("admin.sock");
+    let place = Place::Unix(path.clone());
+    let server = Server::start(good());
+    let bind_here = || server.runtime.block_on(bind(place.clone()));
+    // What a process that is gone has left behind is in nobody's way.
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    let socket = bind_here().unwrap();
+    let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+    assert_eq!(mode & 0o7777, 0o660);
+    server.serve(socket, server.state.clone(), Offer::Everything);
+    // What lives is.
+    let error = bind_here().unwrap_err().to_string();
+    assert!(error.contains("FIREZONE_ADMIN_ADDR"), "{error}");
+    let file = dir.path().join("file");
+    std::fs::write(&file, "mine").unwrap();
+    let onto_file = server.runtime.block_on(bind(Place::Unix(file.clone())));
+    assert!(onto_file.is_err());
+    assert_eq!(std::fs::read_to_string(file).unwrap(), "mine");
+
+    let setting = place.to_string();
+    let env: FixedEnv = [("FIREZONE_ADMIN_ADDR", setting.as_str())]
+        .into_iter()
+        .collect();
+    let mut out = Vec::new();
+    let arguments = StatusArgs {
+        json: true,
+        watch: None,
+        addr: None,
+    };
+    let nothing = Settings::default();
+    let exit = status(&arguments, &nothing, &env, false, &mut out, &mut io::sink()).unwrap();
+    assert_eq!(exit, ExitStatus::Ok);
+    assert!(String::from_utf8(out).unwrap().contains("edge-7"));
+    let arguments = LogFilterArgs {
+        filter: Some("debug".into()),
+        reset: false,
+        addr: Some(setting),
+    };
+    let nowhere = FixedEnv::default();
+    let mut out = Vec::new();
+    let exit = log_filter(&arguments, &nothing, &nowhere, &mut out, &mut io::sink()).unwrap();
+    assert_eq!(
+        (exit, out.as_slice()),
+        (ExitStatus::Ok, b"debug\n".as_slice())
+    );
+}
+
+#[test]
+fn healthcheck_asks_where_the_probes_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = Place::Unix(dir.path().join("admin.sock"));
+    let server = Server::start(good());
+    let socket = server.runtime.block_on(bind(place.clone())).unwrap();
+    server.serve(socket, server.state.clone(), Offer::Everything);
+    let place = place.to_string();
+    let asks = |health: &str, admin: &str| {
+        let env: FixedEnv = [
+            ("HEALTH_CHECK_ADDR", health),
+            ("FIREZONE_ADMIN_ADDR", admin),
+        ]
+        .into_iter()
+        .collect();
+        let mut out = Vec::new();
+        let settings = Settings::default();
+        let exit = healthcheck(&healthcheck_args(&[], None), &settings, &env, &mut out).unwrap();
+        (exit, String::from_utf8(out).unwrap())
+    };
+    let passed = (ExitStatus::Ok, "live: ok\nstarted: ok\n".to_owned());
+    let probes = server.address.to_string();
+    assert_eq!(asks(&probes, "unix:/nowhere/at.all"), passed);
+    assert_eq!(asks("off", &place), passed);
+    let (exit, text) = asks("off", "off");
+    assert_eq!(exit, ExitStatus::Ok);
+    assert!(text.contains("not checked"), "{text}");
 }
 
 #[test]
@@ -1030,12 +1153,11 @@ fn connections_that_send_nothing_are_ended_and_give_way() {
         .unwrap();
     let (_status, receiver) = watch::channel(Arc::new(good()));
     let state = AdminState::new(receiver, Liveness::default(), Drain::default());
-    let listener = runtime
-        .block_on(bind("127.0.0.1:0".parse().unwrap()))
-        .unwrap();
-    let address = listener.local_addr().unwrap();
+    let listener = runtime.block_on(bind(any_port())).unwrap();
+    let address = tcp(&listener);
     let bounded = Bounded::with_limits(listener, 2, Duration::from_millis(200));
-    runtime.spawn(async move { axum::serve(bounded, routes::router(state)).await });
+    runtime
+        .spawn(async move { axum::serve(bounded, routes::router(state, Offer::Everything)).await });
 
     // Both places are taken by peers that begin a request and never finish it.
     let mut slow: Vec<TcpStream> = (0..2)

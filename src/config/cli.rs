@@ -128,8 +128,9 @@ pub struct HealthcheckArgs {
     /// Which question to ask; may be given more than once. Default: live and started.
     #[arg(long, value_name = "CHECK", value_enum)]
     pub check: Vec<Probe>,
-    /// Address of the admin server. Default: what HEALTH_CHECK_ADDR says.
-    #[arg(long, value_name = "HOST:PORT")]
+    /// Address of the admin server: host and port, or unix: and a path. Default: what
+    /// HEALTH_CHECK_ADDR says.
+    #[arg(long, value_name = "ADDRESS")]
     pub addr: Option<String>,
 }
 
@@ -143,8 +144,9 @@ pub struct StatusArgs {
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true,
         default_missing_value = "2", value_parser = clap::value_parser!(u16).range(1..))]
     pub watch: Option<u16>,
-    /// Address of the admin server. Default: what HEALTH_CHECK_ADDR says.
-    #[arg(long, value_name = "HOST:PORT")]
+    /// Address of the admin server: host and port, or unix: and a path. Default: what
+    /// FIREZONE_ADMIN_ADDR says.
+    #[arg(long, value_name = "ADDRESS")]
     pub addr: Option<String>,
 }
 
@@ -157,8 +159,9 @@ pub struct LogFilterArgs {
     /// Put the settings into force again.
     #[arg(long, conflicts_with = "filter")]
     pub reset: bool,
-    /// Address of the admin server. Default: what HEALTH_CHECK_ADDR says.
-    #[arg(long, value_name = "HOST:PORT")]
+    /// Address of the admin server: host and port, or unix: and a path. Default: what
+    /// FIREZONE_ADMIN_ADDR says.
+    #[arg(long, value_name = "ADDRESS")]
     pub addr: Option<String>,
 }
 
@@ -277,11 +280,19 @@ pub struct Settings {
     #[arg(long, value_name = "PATH", help_heading = IDENTITY)]
     pub state_dir: Option<String>,
 
-    /// Where the admin server listens (/livez, /startupz, /readyz, /status); `off` for nowhere.
+    /// Where the health probes are (/livez, /startupz, /readyz); `off` for nowhere.
     ///
     /// [env: HEALTH_CHECK_ADDR] [default: 0.0.0.0:8080]
     #[arg(long, value_name = "IP:PORT", help_heading = ADMIN)]
     pub health_check_addr: Option<String>,
+
+    /// Where page, status, metrics and control are: an IP address and a port, `unix:` and the path
+    /// of a socket, `health` for where the probes are, or `off` for nowhere.
+    ///
+    /// [env: FIREZONE_ADMIN_ADDR] [default: 127.0.0.1:8081; in the container image, or if
+    /// the probes are on a loopback address: health; if they are off: off]
+    #[arg(long, value_name = "ADDRESS", help_heading = ADMIN)]
+    pub admin_addr: Option<String>,
 
     /// File with a token that everything on the admin server but the health probes asks for, as
     /// bearer or as password. A changed file counts at once.
@@ -418,6 +429,7 @@ impl Settings {
             firezone_name: self.firezone_name.or(before.firezone_name),
             state_dir: self.state_dir.or(before.state_dir),
             health_check_addr: self.health_check_addr.or(before.health_check_addr),
+            admin_addr: self.admin_addr.or(before.admin_addr),
             admin_token_file: self.admin_token_file.or(before.admin_token_file),
             log_format: self.log_format.or(before.log_format),
             log_filter: self.log_filter.or(before.log_filter),

@@ -10,19 +10,20 @@ use url::Url;
 use uuid::Uuid;
 
 use super::{
-    Config, DEFAULT_API_URL, DEFAULT_HEALTH_CHECK_ADDR, DEFAULT_STATE_DIR, DEFAULT_TUN_NAME,
-    DEFAULT_UDP_PORT, DEFAULT_UDP_RECV_BUFFER, DEFAULT_UDP_SEND_BUFFER, Env, Identity,
-    IdentitySource, LogFormat, Mistake, Notice, Offloads, Settings, TokenSource,
-    cli as command_line, identity,
+    Config, DEFAULT_ADMIN_ADDR, DEFAULT_API_URL, DEFAULT_HEALTH_CHECK_ADDR, DEFAULT_STATE_DIR,
+    DEFAULT_TUN_NAME, DEFAULT_UDP_PORT, DEFAULT_UDP_RECV_BUFFER, DEFAULT_UDP_SEND_BUFFER, Env,
+    Identity, IdentitySource, Listeners, LogFormat, Mistake, Notice, Offloads, Settings,
+    TokenSource, cli as command_line, identity,
     mistake::shown,
     token::{self, NAME as TOKEN},
-    values::{self, Wrong, wrong},
+    values::{self, AdminAddress, Wrong, wrong},
 };
-use crate::admin::AdminToken;
+use crate::admin::{AdminToken, Place};
 use crate::telemetry::{self, Export, Signal};
 
 const TOKEN_FILE: &str = "FIREZONE_TOKEN_FILE";
 const HEALTH_CHECK_ADDR: &str = "HEALTH_CHECK_ADDR";
+const ADMIN_ADDR: &str = "FIREZONE_ADMIN_ADDR";
 const LOG_FILTER_FILE: &str = "FIREZONE_LOG_FILTER_FILE";
 
 /// Variables with our prefix that mean something; any other is probably misspelt.
@@ -41,6 +42,7 @@ const KNOWN: &[&str] = &[
     "FIREZONE_WORKERS",
     "FIREZONE_OFFLOADS",
     "FIREZONE_GATEWAY_PORTS",
+    ADMIN_ADDR,
     "FIREZONE_ADMIN_TOKEN_FILE",
     "FIREZONE_NO_INC_BUF",
     "FIREZONE_UDP_SEND_BUFFER_SIZE",
@@ -119,17 +121,17 @@ pub fn examine(settings: &Settings, env: &dyn Env, host: &Host) -> Examination {
     }
 }
 
-/// Where the admin server listens (`None`: it is off), for the sub-commands that ask it and need
-/// no other setting.
+/// Where the admin server listens, for the sub-commands that ask it and need no other setting.
 ///
 /// # Errors
-/// What is wrong with the address.
-pub fn admin_address(settings: &Settings, env: &dyn Env) -> Result<Option<SocketAddr>, Mistake> {
+/// What is wrong with the addresses, the first mistake if there are several.
+pub fn admin_listeners(settings: &Settings, env: &dyn Env) -> Result<Listeners, Mistake> {
     let mut loader = Loader::new(env);
-    let address = loader.admin(settings);
-    match loader.mistakes.pop() {
-        Some(mistake) => Err(mistake),
-        None => Ok(address),
+    let listeners = loader.listeners(settings);
+    if loader.mistakes.is_empty() {
+        Ok(listeners)
+    } else {
+        Err(loader.mistakes.remove(0))
     }
 }
 
@@ -209,7 +211,7 @@ impl<'a> Loader<'a> {
         let identity = self.identity(cli, state_dir.as_deref(), host);
         let name = self.name(cli, host);
 
-        let health_check_addr = self.admin(cli);
+        let listeners = self.listeners(cli);
         let admin_token = self.admin_token(cli);
 
         let log_format = self.setting(
@@ -320,7 +322,7 @@ impl<'a> Loader<'a> {
             name: name?,
             max_partition_time: max_partition_time?,
             exit_on_auth_failure: exit_on_auth_failure?,
-            health_check_addr,
+            listeners,
             admin_token: admin_token?,
             state_dir: state_dir?,
             tun_name: tun_name?,
@@ -444,7 +446,60 @@ impl<'a> Loader<'a> {
         )
     }
 
-    fn admin(&mut self, cli: &Settings) -> Option<SocketAddr> {
+    /// What is left out after a mistake does not matter.
+    fn listeners(&mut self, cli: &Settings) -> Listeners {
+        let probes = self.probes(cli);
+        let admin = self.setting(
+            (ADMIN_ADDR, "--admin-addr"),
+            cli.admin_addr.as_deref(),
+            "",
+            values::admin_address,
+            |address| match address {
+                // Whoever is asked for nothing but probes by others is to be asked for nothing
+                // else by them.
+                None => match probes {
+                    None => "off".to_owned(),
+                    Some(probes) if probes.ip().is_loopback() => "health".to_owned(),
+                    Some(_) => DEFAULT_ADMIN_ADDR.to_string(),
+                },
+                Some(AdminAddress::WithProbes) => "health".to_owned(),
+                Some(AdminAddress::Off) => "off".to_owned(),
+                Some(AdminAddress::At(place)) => place.to_string(),
+            },
+        );
+        let with_probes = probes.map(Place::Tcp);
+        let place = match admin.clone().flatten() {
+            None => match probes {
+                Some(probes) if !probes.ip().is_loopback() => Some(Place::Tcp(DEFAULT_ADMIN_ADDR)),
+                _ => with_probes.clone(),
+            },
+            Some(AdminAddress::WithProbes) => with_probes.clone(),
+            Some(AdminAddress::Off) => None,
+            Some(AdminAddress::At(place)) => Some(place),
+        };
+        if let (Some(probes), Some(Place::Tcp(admin))) = (probes, &place)
+            && probes != *admin
+            && probes.port() == admin.port()
+            && (probes.ip().is_unspecified() || admin.ip().is_unspecified())
+        {
+            self.mistake(
+                ADMIN_ADDR,
+                None,
+                format!(
+                    "the probes have port {} already ({HEALTH_CHECK_ADDR})",
+                    admin.port()
+                ),
+                "Take another port, or health for the same address.",
+            );
+        }
+        Listeners {
+            probes: with_probes,
+            admin: place,
+            chosen: admin.flatten().is_some(),
+        }
+    }
+
+    fn probes(&mut self, cli: &Settings) -> Option<SocketAddr> {
         self.setting(
             (HEALTH_CHECK_ADDR, "--health-check-addr"),
             cli.health_check_addr.as_deref(),

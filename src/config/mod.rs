@@ -24,13 +24,13 @@ pub use self::{
     env::{Env, FixedEnv, NotUnicode, ProcessEnv},
     exit::ExitStatus,
     identity::{Identity, IdentitySource},
-    load::{Examination, Host, SettingShown, admin_address, admin_token, examine},
+    load::{Examination, Host, SettingShown, admin_listeners, admin_token, examine},
     mistake::{Mistake, Notice},
     report::{print_examination, print_mistakes},
     token::{TokenError, TokenSource},
 };
 use crate::access::OpenPorts;
-use crate::admin::AdminToken;
+use crate::admin::{AdminToken, Place};
 use crate::host::constants;
 use crate::telemetry;
 
@@ -38,6 +38,10 @@ use crate::telemetry;
 pub const DEFAULT_API_URL: &str = "wss://api.firezone.dev";
 /// Where the admin server listens unless told otherwise.
 pub const DEFAULT_HEALTH_CHECK_ADDR: &str = "0.0.0.0:8080";
+/// Where page, status, metrics and control are unless told otherwise, if the probes are open to
+/// others: for this host only.
+pub const DEFAULT_ADMIN_ADDR: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8081);
 /// Where the identity is kept unless told otherwise.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/firezone";
 /// Name of the tunnel interface unless told otherwise.
@@ -67,8 +71,8 @@ pub struct Config {
     pub max_partition_time: Option<Duration>,
     /// End the process with [`ExitStatus::AuthFailure`] when the token is refused.
     pub exit_on_auth_failure: bool,
-    /// Where the admin server listens; `None` when it is off.
-    pub health_check_addr: Option<SocketAddr>,
+    /// Where the admin server listens.
+    pub listeners: Listeners,
     /// What the admin server asks for; `None` if whoever reaches it may look.
     pub admin_token: Option<AdminToken>,
     /// Directory for what outlives the process.
@@ -154,6 +158,29 @@ impl std::fmt::Display for Offloads {
             Self::NONE => f.write_str("none"),
             some => f.write_str(&some.names().collect::<Vec<_>>().join(",")),
         }
+    }
+}
+
+/// Where the admin server listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listeners {
+    /// For the probes; `None` for nowhere.
+    pub probes: Option<Place>,
+    /// For everything; `None` for nowhere.
+    pub admin: Option<Place>,
+    /// Whether somebody chose the latter.
+    pub chosen: bool,
+}
+
+impl Listeners {
+    /// Whether one listener has it all.
+    pub fn are_one(&self) -> bool {
+        self.probes == self.admin
+    }
+
+    /// Whom to ask for a probe.
+    pub fn for_probes(&self) -> Option<&Place> {
+        self.probes.as_ref().or(self.admin.as_ref())
     }
 }
 

@@ -63,10 +63,7 @@ fn defaults_are_those_of_the_stock_gateway_where_it_has_them() {
     let config = load(&[]);
 
     assert_eq!(config.api_url.as_str(), "wss://api.firezone.dev/");
-    assert_eq!(
-        config.health_check_addr,
-        Some("0.0.0.0:8080".parse().unwrap())
-    );
+    assert_eq!(config.listeners.probes, tcp("0.0.0.0:8080"));
     assert_eq!(config.max_partition_time, None);
     assert_eq!(config.state_dir, Path::new("/var/lib/firezone"));
     assert_eq!(config.tun_name, "tun-firezone");
@@ -109,10 +106,7 @@ fn every_variable_arrives() {
     assert_eq!(config.name, "edge seven");
     assert_eq!(config.max_partition_time, Some(Duration::from_secs(5400)));
     assert!(config.exit_on_auth_failure);
-    assert_eq!(
-        config.health_check_addr,
-        Some("[::1]:9000".parse().unwrap())
-    );
+    assert_eq!(config.listeners.probes, tcp("[::1]:9000"));
     assert_eq!(config.telemetry.log_format, LogFormat::Json);
     assert_eq!(
         config.telemetry.log_filter,
@@ -172,7 +166,7 @@ fn every_flag_arrives_and_beats_its_variable() {
     assert_eq!(config.identity.id, "flag-id");
     assert_eq!(config.max_partition_time, Some(Duration::from_secs(900)));
     assert!(config.exit_on_auth_failure && config.strict);
-    assert_eq!(config.health_check_addr, None);
+    assert_eq!(config.listeners.probes, None);
     assert_eq!(config.telemetry.log_format, LogFormat::Json);
     assert_eq!(config.telemetry.log_filter, "debug");
     assert_eq!(config.state_dir, Path::new("/flag"));
@@ -187,10 +181,7 @@ fn every_flag_arrives_and_beats_its_variable() {
 fn empty_variables_are_unset() {
     let config = load(&[("HEALTH_CHECK_ADDR", ""), ("FIREZONE_NAME", "")]);
     assert_eq!(config.name, "edge-host");
-    assert_eq!(
-        config.health_check_addr,
-        Some("0.0.0.0:8080".parse().unwrap())
-    );
+    assert_eq!(config.listeners.probes, tcp("0.0.0.0:8080"));
 }
 
 #[test]
@@ -873,20 +864,93 @@ fn command_line_is_consistent_and_settings_may_follow_the_sub_command() {
 fn sub_commands_that_ask_the_server_need_no_token() {
     let nothing = Settings::default();
     assert_eq!(
-        admin_address(&nothing, &env(&[])),
-        Ok(Some("0.0.0.0:8080".parse().unwrap()))
+        admin_listeners(&nothing, &env(&[])).unwrap().probes,
+        tcp("0.0.0.0:8080")
     );
     assert_eq!(
-        admin_address(&nothing, &env(&[("HEALTH_CHECK_ADDR", "off")])),
-        Ok(None)
-    );
-    assert_eq!(
-        admin_address(
+        admin_listeners(
             &cli(&["--health-check-addr=127.0.0.1:9", "healthcheck"]),
             &env(&[])
-        ),
-        Ok(Some("127.0.0.1:9".parse().unwrap()))
+        )
+        .unwrap()
+        .probes,
+        tcp("127.0.0.1:9")
     );
-    let mistake = admin_address(&nothing, &env(&[("HEALTH_CHECK_ADDR", "x")])).unwrap_err();
+    let mistake = admin_listeners(&nothing, &env(&[("HEALTH_CHECK_ADDR", "x")])).unwrap_err();
     assert_eq!(mistake.setting, "HEALTH_CHECK_ADDR");
+}
+
+fn tcp(address: &str) -> Option<Place> {
+    Some(Place::Tcp(address.parse().unwrap()))
+}
+
+#[test]
+fn the_admin_server_is_for_this_host_only_unless_told_otherwise() {
+    let unix = || Some(Place::Unix("/run/gateway.sock".into()));
+    for (health, admin, probes, everything, chosen) in [
+        ("", "", tcp("0.0.0.0:8080"), tcp("127.0.0.1:8081"), false),
+        ("[::]:80", "", tcp("[::]:80"), tcp("127.0.0.1:8081"), false),
+        // One is enough where nobody else comes anyway.
+        (
+            "127.0.0.1:9",
+            "",
+            tcp("127.0.0.1:9"),
+            tcp("127.0.0.1:9"),
+            false,
+        ),
+        ("[::1]:9", "", tcp("[::1]:9"), tcp("[::1]:9"), false),
+        // What the image says.
+        ("", "health", tcp("0.0.0.0:8080"), tcp("0.0.0.0:8080"), true),
+        ("off", "health", None, None, true),
+        ("off", "", None, None, false),
+        ("", "OFF", tcp("0.0.0.0:8080"), None, true),
+        ("off", "10.0.0.1:99", None, tcp("10.0.0.1:99"), true),
+        (
+            "",
+            "0.0.0.0:8080",
+            tcp("0.0.0.0:8080"),
+            tcp("0.0.0.0:8080"),
+            true,
+        ),
+        (
+            "",
+            "unix:/run/gateway.sock",
+            tcp("0.0.0.0:8080"),
+            unix(),
+            true,
+        ),
+    ] {
+        let variables = [
+            ("HEALTH_CHECK_ADDR", health),
+            ("FIREZONE_ADMIN_ADDR", admin),
+        ];
+        let expected = Listeners {
+            probes,
+            admin: everything,
+            chosen,
+        };
+        assert_eq!(load(&variables).listeners, expected, "{health} {admin}");
+        let listeners = admin_listeners(&Settings::default(), &env(&variables));
+        assert_eq!(listeners, Ok(expected), "{health} {admin}");
+    }
+}
+
+#[test]
+fn an_address_that_the_admin_server_cannot_have_is_a_mistake() {
+    let long = format!("unix:/{}", "x".repeat(107));
+    for (admin, problem) in [
+        ("8081", "not an IP address with a port"),
+        ("localhost:8081", "not an IP address"),
+        ("127.0.0.1:0", "port 0"),
+        ("unix:run/gateway.sock", "not an absolute path"),
+        ("unix:", "not an absolute path"),
+        (&long, "longer than 107 bytes"),
+        ("127.0.0.1:8080", "port 8080 already"),
+    ] {
+        let mistake = only_mistake(&[("FIREZONE_ADMIN_ADDR", admin)]).to_string();
+        assert!(
+            mistake.starts_with("FIREZONE_ADMIN_ADDR") && mistake.contains(problem),
+            "{mistake}"
+        );
+    }
 }

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use url::Url;
 
 use crate::access::{NotAPort, OpenPorts};
-use crate::admin::AdminToken;
+use crate::admin::{AdminToken, Place};
 use crate::telemetry;
 
 use super::{LogFormat, Offloads, mistake::shown};
@@ -87,6 +87,54 @@ pub(super) fn listen_address(text: &str) -> Result<Option<SocketAddr>, Wrong> {
             format!("{} is not an IP address with a port", shown(text)),
             FIX,
         ),
+    }
+}
+
+/// Where page, status, metrics and control are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum AdminAddress {
+    /// Where the probes are.
+    WithProbes,
+    Off,
+    At(Place),
+}
+
+/// Where everything but the probes is; empty leaves the choice.
+pub(super) fn admin_address(text: &str) -> Result<Option<AdminAddress>, Wrong> {
+    match text.to_ascii_lowercase().as_str() {
+        "" => return Ok(None),
+        "off" => return Ok(Some(AdminAddress::Off)),
+        "health" => return Ok(Some(AdminAddress::WithProbes)),
+        _ => {}
+    }
+    match place(text) {
+        Ok(place) => Ok(Some(AdminAddress::At(place))),
+        Err(problem) => wrong(
+            problem,
+            "Set it to an IP address and a port, such as 127.0.0.1:8081, to a socket, such as \
+             unix:/run/firezone-gateway.sock, to health for where HEALTH_CHECK_ADDR says, or to \
+             off.",
+        ),
+    }
+}
+
+/// An address with a port, or a socket.
+fn place(text: &str) -> Result<Place, String> {
+    // What the kernel takes, and a zero at the end.
+    const LONGEST_SOCKET: usize = 107;
+    if let Some(path) = text.strip_prefix("unix:") {
+        return match PathBuf::from(path) {
+            path if !path.is_absolute() => Err(format!("{} is not an absolute path", shown(text))),
+            path if path.as_os_str().len() > LONGEST_SOCKET => Err(format!(
+                "the path of a socket cannot be longer than {LONGEST_SOCKET} bytes"
+            )),
+            path => Ok(Place::Unix(path)),
+        };
+    }
+    match text.parse::<SocketAddr>() {
+        Ok(address) if address.port() == 0 => Err("nobody would find port 0".to_owned()),
+        Ok(address) => Ok(Place::Tcp(address)),
+        Err(_) => Err(format!("{} is not an IP address with a port", shown(text))),
     }
 }
 

@@ -23,7 +23,7 @@ use anyhow::Context as _;
 use tokio::sync::{mpsc, watch};
 
 use self::snapshot::{Facts, Surroundings};
-use crate::admin::{self, AdminState, Drain, Liveness};
+use crate::admin::{self, AdminState, Drain, Liveness, Offer};
 use crate::config::{Config, ExitStatus};
 use crate::telemetry;
 
@@ -90,19 +90,41 @@ pub fn run(config: Config, telemetry: telemetry::Guard) -> anyhow::Result<ExitSt
 /// The admin server lives on a thread of its own, so that no request can slow the slow path, and
 /// answers for as long as the process lives.
 fn start_admin(config: &Config, state: AdminState) -> anyhow::Result<()> {
-    let Some(address) = config.health_check_addr else {
+    let listeners = &config.listeners;
+    if listeners.probes.is_none() && listeners.admin.is_none() {
         return Ok(());
-    };
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .thread_name("admin")
         .enable_all()
         .build()?;
-    let listener = runtime.block_on(admin::bind(address))?;
+    let mut open = Vec::new();
+    if let Some(place) = listeners.probes.clone() {
+        let offer = if listeners.are_one() {
+            Offer::Everything
+        } else {
+            Offer::Probes
+        };
+        open.push((runtime.block_on(admin::bind(place))?, offer));
+    }
+    if let Some(place) = listeners.admin.clone().filter(|_| !listeners.are_one()) {
+        match runtime.block_on(admin::bind(place)) {
+            Ok(socket) => open.push((socket, Offer::Everything)),
+            // Nobody asked for this very port; something else may well have been there before.
+            Err(error) if !listeners.chosen => {
+                tracing::warn!(%error, "No status page, metrics and control");
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
     std::thread::Builder::new()
         .name("admin".to_owned())
         .spawn(move || {
-            let served = runtime.block_on(admin::serve(listener, state, std::future::pending()));
+            let served = open.into_iter().map(|(socket, offer)| {
+                admin::serve(socket, state.clone(), offer, std::future::pending())
+            });
+            let served = runtime.block_on(futures_util::future::try_join_all(served));
             if let Err(error) = served {
                 tracing::error!(%error, "The admin server ended");
             }
