@@ -10,6 +10,7 @@ pub mod config;
 pub mod connectivity;
 pub mod datapath;
 pub mod device;
+pub mod diagnose;
 pub mod dns;
 mod file_version;
 pub mod flow_logs;

@@ -12,7 +12,7 @@ use firezone_gateway::{
         Cli, Command, Config, ExitStatus, Host, ProcessEnv, Settings, examine, print_examination,
         print_mistakes,
     },
-    gateway, telemetry,
+    diagnose, gateway, telemetry,
 };
 
 fn main() -> ExitCode {
@@ -31,6 +31,13 @@ fn main() -> ExitCode {
             &settings,
             &ProcessEnv,
             &mut io::stdout().lock(),
+            &mut io::stderr().lock(),
+        ),
+        Some(Command::Diagnose(arguments)) => diagnose::run(
+            &arguments,
+            &settings,
+            &ProcessEnv,
+            &Host::here(),
             &mut io::stderr().lock(),
         ),
         Some(Command::Status(arguments)) => admin::status(

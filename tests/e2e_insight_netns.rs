@@ -3,12 +3,13 @@
 //!
 //! Needs root, coturn, iproute2, nftables, curl, prometheus and chromium; run by `scripts/test`.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use firezone_lab::browser::Browser;
-use firezone_lab::scenario::{Lab, RESOURCE_V4};
+use firezone_lab::scenario::{CLIENT_TOKEN, GATEWAY_TOKEN, Lab, RELAY_SECRET, RESOURCE_V4};
 use firezone_lab::traffic::page;
 use serde_json::Value;
 
@@ -362,6 +363,133 @@ fn others_reach_the_probes_and_only_the_host_the_rest() -> Result<()> {
         ensure!(say("healthcheck")?.contains("live: ok"));
         ensure!(code(&lab, "127.0.0.1:8081/status")? == "000");
         lab.net.kill("gateway")?;
+    }
+    Ok(())
+}
+
+/// All files of an archive that `diagnose` writes in the gateway's namespace, by name.
+fn bundle(lab: &Lab, env: &str) -> Result<BTreeMap<String, String>> {
+    let file = lab.net.dir().join("bundle.tar.gz");
+    let _ = std::fs::remove_file(&file);
+    let (file, binary) = (file.display(), env!("CARGO_BIN_EXE_firezone-gateway"));
+    lab.net
+        .output("gateway", &format!("{env} {binary} diagnose -o {file}"))?;
+    let list = lab.net.output("gateway", &format!("tar tzf {file}"))?;
+    let mut files = BTreeMap::new();
+    for path in list.lines() {
+        let name = path.split_once('/').context("a directory")?.1;
+        let text = lab
+            .net
+            .output("gateway", &format!("tar xzOf {file} {path}"))?;
+        files.insert(name.to_owned(), text);
+    }
+    Ok(files)
+}
+
+/// Words as long as a key or password is in base64 or hexadecimal: 20 bytes are what a relay's
+/// password has, 32 a WireGuard key.
+fn looks_secret(word: &str) -> bool {
+    let base64 = |c: char| c.is_ascii_alphanumeric() || "+/-_".contains(c);
+    let coded = word.trim_end_matches('=');
+    let mixed = coded.contains(|c: char| c.is_ascii_uppercase())
+        && coded.contains(|c: char| c.is_ascii_lowercase())
+        && coded.contains(|c: char| c.is_ascii_digit());
+    match word.len() {
+        27 | 28 | 43 | 44 => mixed && coded.chars().all(base64),
+        40 | 64 => word.chars().all(|c| c.is_ascii_hexdigit()),
+        _ => false,
+    }
+}
+
+#[test]
+#[ignore = "needs root, coturn and network namespaces"]
+fn a_diagnostic_bundle_tells_what_is_wrong_and_no_secret() -> Result<()> {
+    ensure!(looks_secret("rU7vO3uTm7dJ0FqXo2yJ8v9lB4k="));
+    ensure!(looks_secret("yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk="));
+    let binary = Path::new(env!("CARGO_BIN_EXE_firezone-gateway"));
+    let mut lab = Lab::new("diagnose", binary)?;
+    lab.start_surroundings()?;
+    let admin = lab.net.dir().join("admin-token");
+    std::fs::write(&admin, "admin-secret-1\n")?;
+    let admin = admin.display().to_string();
+    let env = [
+        ("FIREZONE_ADMIN_TOKEN_FILE", admin.as_str()),
+        (
+            "OTEL_EXPORTER_OTLP_HEADERS",
+            "authorization=Bearer%20otlp-secret-2",
+        ),
+        ("RUST_LOG", "trace"),
+    ];
+    lab.start_gateway(&env)?;
+    lab.wait_ready()?;
+    lab.start_client(&[])?;
+    lab.fetch(&page(RESOURCE_V4))
+        .with_context(|| lab.net.logs())?;
+    // Trouble has most to say.
+    lab.net.kill("lab-portal")?;
+    lab.net.kill("coturn")?;
+    lab.net
+        .eventually("the trouble is known", Duration::from_secs(90), |net| {
+            let ready = net.output("gateway", "curl -s http://127.0.0.1:8080/readyz")?;
+            ensure!(
+                ready.contains("tcp_connect") && ready.contains("does not answer"),
+                "{ready}"
+            );
+            Ok(())
+        })?;
+    let knowing = format!(
+        "HEALTH_CHECK_ADDR=127.0.0.1:8080 FIREZONE_ID=lab-gateway FIREZONE_ADMIN_TOKEN_FILE={admin}"
+    );
+    let all = format!(
+        "{knowing} FIREZONE_TOKEN={GATEWAY_TOKEN} OTEL_EXPORTER_OTLP_HEADERS={}",
+        env[1].1
+    );
+    // Once knowing all secrets, once as little as will do: none is there to be removed.
+    for environment in [&all, &knowing] {
+        let files = bundle(&lab, environment)?;
+        for (file, wanted) in [
+            ("status.json", "\"tcp_connect\""),
+            ("status.txt", "lab gateway"),
+            ("readyz.txt", "[-]portal not joined"),
+            ("metrics.txt", "gateway_portal_state"),
+            ("log.txt", "Path to the client"),
+            ("log.txt", "portal connection lost"),
+            ("log-filter.txt", "trace"),
+            ("config.txt", "FIREZONE_ADMIN_TOKEN_FILE"),
+            ("nft.txt", "masq"),
+            ("interfaces.txt", "tun-firezone"),
+            ("rules.txt", "table"),
+            ("routes.txt", "100.64.0.0"),
+            ("preflight.txt", "nftables"),
+            ("proc/net/snmp", "Udp:"),
+        ] {
+            let text = files.get(file).with_context(|| format!("no {file}"))?;
+            ensure!(text.contains(wanted), "{file} without {wanted}: {text}");
+        }
+        for (file, text) in &files {
+            for secret in [
+                GATEWAY_TOKEN,
+                GATEWAY_TOKEN.trim_start_matches('.'),
+                "admin-secret-1",
+                "otlp-secret-2",
+                RELAY_SECRET,
+                CLIENT_TOKEN,
+            ] {
+                ensure!(!text.contains(secret), "{secret} is in {file}");
+            }
+            if file.starts_with("proc/") {
+                // The kernel knows no secret of ours, but long names.
+                continue;
+            }
+            let word = |c: char| !c.is_ascii_alphanumeric() && !"+/-_=".contains(c);
+            let found = text.split(word).find(|word| looks_secret(word));
+            ensure!(found.is_none(), "{found:?} in {file} may be a secret");
+        }
+    }
+    // Neither the last lines nor the filter are for whoever asks.
+    for path in ["log", "log-filter", "status", "metrics"] {
+        let found = code(&lab, &format!("127.0.0.1:8080/{path}"))?;
+        ensure!(found == "401", "{path}: {found}");
     }
     Ok(())
 }

@@ -371,6 +371,20 @@ fn frame(text: &str, on_terminal: bool) -> String {
     format!("\u{1b}[H{lines}\u{1b}[J")
 }
 
+/// What the admin server has at `path`.
+///
+/// # Errors
+/// See [`AskError`].
+pub fn fetch(
+    addr: Option<&str>,
+    settings: &Settings,
+    env: &dyn Env,
+    path: &str,
+) -> Result<Answer, AskError> {
+    let (_, answer) = ask_admin(addr, settings, env, &Request::get(path))?;
+    Ok(answer)
+}
+
 /// Asks for what needs the admin token.
 fn ask_admin(
     argument: Option<&str>,

@@ -44,6 +44,7 @@ firezone-gateway; with a browser, this is a page that shows what it is doing
 /log-filter
            Which log lines are written; PUT another filter in the syntax of RUST_LOG, or DELETE it
            to go back to the settings. For those with the admin token or on the gateway's host.
+/log       The last 1000 log lines at INFO and above. For the same.
 
 The first three take ?verbose, ?exclude=NAME and `Accept: application/json`.
 ";
@@ -82,6 +83,7 @@ fn guarded(state: &AdminState) -> Router<AdminState> {
                 .delete(reset_log_filter)
                 .layer(DefaultBodyLimit::max(LARGEST_BODY)),
         )
+        .route("/log", get(log))
         .layer(middleware::from_fn_with_state(state.clone(), control));
     Router::new()
         .route("/", get(index))
@@ -124,8 +126,8 @@ async fn guard(State(state): State<AdminState>, request: Request, next: Next) ->
 /// Largest body that is taken: a filter, and white space around it.
 const LARGEST_BODY: usize = LONGEST_FILTER + 256;
 
-/// Lets those in who may change something. [`guard`] has seen to the token, if there is one. Without
-/// one whoever reaches the port may look, but only the host itself may change anything: neither
+/// Lets those in who may change something or read the log. [`guard`] has seen to the token, if there
+/// is one. Without one whoever reaches the port may look, but this is for the host itself: neither
 /// what came through a proxy that says so, nor a web page that has a browser here ask under a name
 /// of its own (DNS rebinding).
 async fn control(
@@ -144,7 +146,7 @@ async fn control(
     }
     let text = "this is for whoever knows the admin token, and none is set; set \
                 FIREZONE_ADMIN_TOKEN_FILE, or ask from the gateway's own host (in a container: \
-                from inside of it), where firezone-gateway log-filter does it\n";
+                from inside of it), as firezone-gateway log-filter and diagnose do\n";
     (StatusCode::FORBIDDEN, [(CONTENT_TYPE, TEXT)], text).into_response()
 }
 
@@ -164,6 +166,11 @@ fn names_this_host(host: &HeaderValue) -> bool {
 async fn log_filter(State(state): State<AdminState>) -> Response {
     let text = format!("{}\n", state.log.filter());
     ([(CONTENT_TYPE, TEXT)], text).into_response()
+}
+
+/// The last log lines. They tell more of whom the gateway serves than the status does.
+async fn log(State(state): State<AdminState>) -> Response {
+    ([(CONTENT_TYPE, TEXT)], state.log.recent_lines()).into_response()
 }
 
 async fn set_log_filter(state: State<AdminState>, filter: String) -> Response {

@@ -301,6 +301,14 @@ fn without_a_token_nobody_else_changes_the_log() {
         assert!(answer.contains("FIREZONE_ADMIN_TOKEN_FILE"), "{answer}");
     }
     assert_eq!(server.state.log.filter(), "");
+    for path in ["/log", "/log-filter"] {
+        let read = |host: &str| {
+            let answer = server.raw(&format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n"));
+            answer[..12].to_owned()
+        };
+        assert_eq!(read("evil.example"), "HTTP/1.1 403", "{path}");
+        assert_eq!(read("127.0.0.1"), "HTTP/1.1 200", "{path}");
+    }
     for headers in [
         "Host: 127.0.0.1:8080\r\n",
         "Host: [::1]:8080\r\n",

@@ -74,6 +74,11 @@ pub enum Command {
     /// Until it ends, or until SIGHUP puts the settings into force again. The gateway takes it from
     /// whoever knows the admin token; where none is set, from its own host (or container) only.
     LogFilter(LogFilterArgs),
+    /// Write what is needed to find out what is wrong into one archive: status, metrics, probes, the
+    /// last log lines, preflight, interfaces, routes, rules, counters, settings. No secrets.
+    ///
+    /// Also where no gateway runs: the archive tells what is missing and why.
+    Diagnose(DiagnoseArgs),
     /// Show the settings in force and every mistake in them, without starting anything.
     CheckConfig {
         /// Settings after the sub-command's name.
@@ -159,6 +164,20 @@ pub struct LogFilterArgs {
     /// Put the settings into force again.
     #[arg(long, conflicts_with = "filter")]
     pub reset: bool,
+    /// Address of the admin server: host and port, or unix: and a path. Default: what
+    /// FIREZONE_ADMIN_ADDR says.
+    #[arg(long, value_name = "ADDRESS")]
+    pub addr: Option<String>,
+}
+
+/// Arguments of `diagnose`.
+#[derive(Debug, Clone, Args)]
+pub struct DiagnoseArgs {
+    /// File to write, which must not be there yet; `-` for standard output, as for
+    /// `docker compose exec -T gateway /firezone-gateway diagnose -o - > gateway.tar.gz`.
+    /// Default: firezone-gateway-TIME.tar.gz here.
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<String>,
     /// Address of the admin server: host and port, or unix: and a path. Default: what
     /// FIREZONE_ADMIN_ADDR says.
     #[arg(long, value_name = "ADDRESS")]

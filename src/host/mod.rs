@@ -1,12 +1,13 @@
 //! What the gateway needs from the host, and how it gets it: addresses, routes and policy rules
 //! ([`network`]), masquerading ([`nft`]), socket buffer limits ([`buffers`]), and a report of what
-//! is missing ([`preflight`]).
+//! is missing ([`preflight`]). [`inventory`] lists what there is.
 //!
 //! Everything goes over netlink or through `/proc`, `/sys` and `/dev`; no other program is ever
 //! started, so that an image needs nothing but the gateway.
 
 pub mod buffers;
 pub mod constants;
+pub mod inventory;
 pub mod network;
 pub mod nft;
 pub mod preflight;

@@ -11,6 +11,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
 
 use super::libraries::Libraries;
+use super::recent::Recent;
 
 /// Longest filter in bytes.
 pub const LONGEST_FILTER: usize = 4096;
@@ -24,6 +25,7 @@ const CHANGES: &str = "firezone_gateway::telemetry::log_filter";
 pub struct LogControl {
     libraries: Libraries,
     filter: Arc<Mutex<Filter>>,
+    recent: Recent,
 }
 
 /// Puts a filter into force.
@@ -99,6 +101,7 @@ impl LogControl {
     pub(super) fn new(configured: &str, file: Option<PathBuf>, apply: Apply) -> Self {
         Self {
             libraries: Libraries::default(),
+            recent: Recent::default(),
             filter: Arc::new(Mutex::new(Filter {
                 current: configured.to_owned(),
                 configured: configured.to_owned(),
@@ -110,6 +113,15 @@ impl LogControl {
 
     pub(super) fn libraries(&self) -> Libraries {
         self.libraries.clone()
+    }
+
+    pub(super) fn recent(&self) -> Recent {
+        self.recent.clone()
+    }
+
+    /// The last lines at INFO and above, oldest first, whatever the filter says.
+    pub fn recent_lines(&self) -> String {
+        self.recent.text()
     }
 
     /// The filter in force.

@@ -12,6 +12,7 @@ pub mod metrics;
 pub mod names;
 pub mod outage;
 pub mod past;
+mod recent;
 mod tls;
 mod transport;
 mod watched;
@@ -190,6 +191,7 @@ fn assemble(
     let (layer, control) = log_layer(options, colour, writer, exported_logs.as_ref())?;
     let subscriber = Registry::default()
         .with(layer)
+        .with(control.recent().layer())
         .with(provider.as_ref().map(span_layer));
     let guard = Guard {
         logs,

@@ -547,3 +547,28 @@ fn a_file_with_the_filter_is_read_again_and_one_that_went_wrong_changes_nothing(
     assert!(control.reset_filter("SIGHUP").is_err());
     assert_eq!(control.filter(), "info,firezone_gateway::portal=debug");
 }
+
+#[test]
+fn the_last_lines_are_kept_whatever_the_filter_says() {
+    let options = options("off", LogFormat::Json, None);
+    let (subscriber, guard, _) = assemble(&options, Box::new(io::sink()), false).unwrap();
+    let control = guard.log_control();
+    tracing::subscriber::with_default(subscriber, || {
+        tracing::warn!(client = %"c-1", count = 3, "something\nodd");
+        tracing::debug!("too much");
+        tracing::info!(target: "flow_logs", "too much");
+        for _ in 0..100 {
+            tracing::warn!(target: "is::stun", "STUN got UnknownAttributes");
+        }
+    });
+    let text = control.recent_lines();
+    let first = text.lines().next().unwrap();
+    let (time, rest) = first.split_once(' ').unwrap();
+    assert!(time.starts_with("20") && time.ends_with('Z'), "{first}");
+    assert_eq!(
+        rest.trim_start(),
+        "WARN firezone_gateway::telemetry::tests: something odd client=c-1 count=3"
+    );
+    assert!(!text.contains("too much"), "{text}");
+    assert_eq!(text.matches("UnknownAttributes").count(), 5, "{text}");
+}

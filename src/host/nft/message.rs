@@ -186,6 +186,30 @@ pub(super) fn forward_drop(message: &[u8]) -> Option<String> {
     (forwards && drops).then(|| Some(format!("{family} {} {}", table?, name?)))?
 }
 
+/// Chain and expressions of a rule.
+pub(super) fn describe_rule(message: &[u8]) -> String {
+    let message = NetlinkMessage::<NetfilterMessage>::deserialize(message);
+    let Ok(NetlinkMessage {
+        payload:
+            NetlinkPayload::InnerMessage(NetfilterMessage {
+                inner: NetfilterMessageInner::NfTables(NfTablesMessage::NewRule(rule)),
+                ..
+            }),
+        ..
+    }) = message
+    else {
+        return "a rule that cannot be read".to_owned();
+    };
+    let attributes = rule.attributes.iter().filter(|attribute| {
+        matches!(
+            attribute,
+            RuleAttribute::Chain(_) | RuleAttribute::Expressions(_)
+        )
+    });
+    let attributes: Vec<String> = attributes.map(|a| format!("{a:?}")).collect();
+    attributes.join(" ")
+}
+
 fn control(bytes: &mut Vec<u8>, message: ControlMessage, sequence: u32) {
     emit(
         bytes,

@@ -102,6 +102,14 @@ pub fn is_installed() -> Result<bool, NftError> {
     Ok(socket::count_rules()? == message::RULES)
 }
 
+/// The rules in our table, in the words of the netlink library; none if there is no such table.
+///
+/// # Errors
+/// See [`NftError`].
+pub fn rules() -> Result<Vec<String>, NftError> {
+    socket::rules()
+}
+
 /// Chains of other tables whose policy drops forwarded packets, as "family table chain". Accepting
 /// them in our table does not help there; `ip filter FORWARD` is what Docker sets on its host.
 /// Firewalls that do not use nf_tables, such as iptables-legacy, are not seen.

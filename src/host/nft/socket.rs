@@ -77,6 +77,23 @@ pub(super) fn count_rules() -> Result<usize, NftError> {
     Ok(rules)
 }
 
+/// Describes the rules in our table.
+pub(super) fn rules() -> Result<Vec<String>, NftError> {
+    let mut rules = Vec::new();
+    dump(
+        "list the rules",
+        &message::list_rules(),
+        |event| match event {
+            Event::Restart => rules.clear(),
+            Event::Object { kind, bytes } if kind == NEW_RULE => {
+                rules.push(message::describe_rule(bytes));
+            }
+            Event::Object { .. } => {}
+        },
+    )?;
+    Ok(rules)
+}
+
 /// Names of the chains of others whose policy drops forwarded packets.
 pub(super) fn forward_drops() -> Result<Vec<String>, NftError> {
     let mut chains = Vec::new();

@@ -55,8 +55,10 @@ pub const INTERNET_ID: &str = "5b5b5b5b-0000-4000-8000-000000000007";
 /// Resource id of the IPv6 network.
 pub const NETWORK_V6_ID: &str = "5b5b5b5b-0000-4000-8000-000000000002";
 
-const CLIENT_TOKEN: &str = "lab-client-token";
-const RELAY_SECRET: &str = "lab-relay-secret";
+/// The client's token.
+pub const CLIENT_TOKEN: &str = "lab-client-token";
+/// What the relays' credentials are made of.
+pub const RELAY_SECRET: &str = "lab-relay-secret";
 
 const POLICY: &str = r#"
 account_slug: lab
