@@ -12,6 +12,7 @@ pub mod datapath;
 pub mod device;
 pub mod diagnose;
 pub mod dns;
+mod fault;
 mod file_version;
 pub mod flow_logs;
 #[cfg(any(test, fuzzing))]

@@ -9,13 +9,15 @@ use serde::Serialize;
 
 use super::{
     Liveness,
+    liveness::LoopState,
     model::{PortalState, PortalStatus, RelayStatus, Status},
     table::duration,
 };
 use crate::config::Probe;
 
-/// A loop that was silent for longer is stuck.
-const STUCK: Duration = Duration::from_secs(10);
+/// A loop that was silent for longer is stuck. With the second that may pass between two ticks of
+/// one that has nothing to do, it is known within ten.
+const STUCK: Duration = Duration::from_secs(8);
 /// A relay that is replaced leaves a gap; only a longer one makes the gateway not ready.
 const RELAY_HOLD: Duration = Duration::from_secs(1);
 
@@ -150,14 +152,7 @@ pub(super) fn report(
     match probe {
         Probe::Live => {
             for state in liveness.states(now.instant) {
-                let outcome = match state.silent {
-                    Some(silent) if silent <= STUCK => Ok(String::new()),
-                    Some(silent) => {
-                        Err(format!("stuck: no sign of life for {} s", silent.as_secs()))
-                    }
-                    None => Err("its thread died".to_owned()),
-                };
-                add(&state.name, outcome, Duration::ZERO);
+                add(&state.name, turns(&state), Duration::ZERO);
             }
         }
         Probe::Started => {
@@ -191,6 +186,22 @@ pub(super) fn report(
         passed: checks.iter().all(|check| check.ok),
         checks,
     }
+}
+
+fn turns(state: &LoopState) -> Outcome {
+    match state.silent {
+        Some(silent) if silent <= STUCK => Ok(String::new()),
+        Some(silent) => Err(format!("stuck: no sign of life for {} s", silent.as_secs())),
+        None => Err("died; the log says of what".to_owned()),
+    }
+}
+
+/// The loops that do not turn, with the reason.
+pub(super) fn stuck(liveness: &Liveness, now: Instant) -> Vec<String> {
+    let states = liveness.states(now).into_iter();
+    states
+        .filter_map(|state| Some(format!("{} {}", state.name, turns(&state).err()?)))
+        .collect()
 }
 
 fn device(status: &Status) -> Outcome {

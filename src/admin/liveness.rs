@@ -11,7 +11,7 @@ use std::{
 
 /// The loop ended as it should.
 const ENDED: u64 = u64::MAX;
-/// The loop's thread panicked.
+/// The loop ended as it should not.
 const DIED: u64 = u64::MAX - 1;
 
 /// Last signs of life of all loops. Clones share everything.
@@ -32,7 +32,7 @@ struct Loop {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct LoopState {
     pub(super) name: String,
-    /// Time since the last tick; `None` when its thread died.
+    /// Time since the last tick; `None` when the loop died.
     pub(super) silent: Option<Duration>,
 }
 
@@ -103,6 +103,13 @@ impl Heartbeat {
         let millis = u64::try_from(millis).unwrap_or(DIED - 1);
         self.state.ticked.store(millis, Ordering::Relaxed);
     }
+
+    /// The loop ends because of an error.
+    pub fn die(self) {
+        let state = Arc::clone(&self.state);
+        drop(self);
+        state.ticked.store(DIED, Ordering::Relaxed);
+    }
 }
 
 impl Drop for Heartbeat {
@@ -139,10 +146,11 @@ mod tests {
     }
 
     #[test]
-    fn loop_that_ended_is_forgotten_and_one_that_panicked_is_not() {
+    fn loop_that_ended_is_forgotten_and_one_that_failed_or_panicked_is_not() {
         let now = Instant::now();
         let liveness = Liveness::new(now);
         drop(liveness.register("ended", now));
+        liveness.register("worker-0", now).die();
         let dying = liveness.register("worker-1", now);
         thread::spawn(move || {
             let _dying = dying;
@@ -153,10 +161,7 @@ mod tests {
 
         let states = liveness.states(now);
 
-        assert_eq!(states.len(), 1);
-        assert_eq!(
-            (states[0].name.as_str(), states[0].silent),
-            ("worker-1", None)
-        );
+        let states: Vec<_> = states.iter().map(|s| (s.name.as_str(), s.silent)).collect();
+        assert_eq!(states, [("worker-0", None), ("worker-1", None)]);
     }
 }

@@ -145,16 +145,17 @@ impl AdminState {
         self
     }
 
-    /// The latest status. The drain flag is ahead of what was published.
+    /// The latest status. The drain flag and what is stuck are ahead of what was published.
     pub fn status(&self) -> Arc<Status> {
-        self.with_drain(Arc::clone(&self.status.borrow()))
+        self.as_of_now(Arc::clone(&self.status.borrow()))
     }
 
     /// A complete status, or the latest one if that is not to be had within a second.
     pub async fn complete_status(&self) -> Arc<Status> {
         let latest = self.status();
-        // While it shuts down, the slow path has other things to do.
-        if latest.draining {
+        // While it shuts down, the slow path has other things to do; and stuck, it does nothing.
+        let stuck = |name: &String| name.starts_with("slow_path ");
+        if latest.draining || latest.stuck.iter().any(stuck) {
             return latest;
         }
         let Some(questions) = &self.questions else {
@@ -165,20 +166,22 @@ impl AdminState {
             return latest;
         }
         match tokio::time::timeout(PATIENCE, answer).await {
-            Ok(Ok(status)) => self.with_drain(status),
+            Ok(Ok(status)) => self.as_of_now(status),
             Ok(Err(_)) | Err(_) => self.status(),
         }
     }
 
-    fn with_drain(&self, status: Arc<Status>) -> Arc<Status> {
-        if self.drain.is_draining() && !status.draining {
-            Arc::new(Status {
-                draining: true,
-                ..Status::clone(&status)
-            })
-        } else {
-            status
+    fn as_of_now(&self, status: Arc<Status>) -> Arc<Status> {
+        let draining = status.draining || self.drain.is_draining();
+        let stuck = health::stuck(&self.liveness, Instant::now());
+        if draining == status.draining && stuck == status.stuck {
+            return status;
         }
+        Arc::new(Status {
+            draining,
+            stuck,
+            ..Status::clone(&status)
+        })
     }
 
     /// Answers one of the three questions.

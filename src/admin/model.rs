@@ -30,6 +30,10 @@ pub struct Status {
     pub started_at: f64,
     /// Whether a shutdown is under way.
     pub draining: bool,
+    /// Loops of the gateway that do not turn, as `/livez` tells it. While one is `slow_path`, all
+    /// else is as it was when that one stopped.
+    #[serde(default)]
+    pub stuck: Vec<String>,
     /// The portal channel.
     pub portal: PortalStatus,
     /// TURN relays.

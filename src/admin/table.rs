@@ -150,6 +150,10 @@ impl Page {
             printable(&status.version)
         ));
         self.line(format!("id {}", printable(&status.id)));
+        for stuck in &status.stuck {
+            let stuck = self.paint(Paint::Bad, &printable(stuck));
+            self.line(format!("not alive: {stuck}"));
+        }
     }
 
     fn portal(&mut self, portal: &PortalStatus) {

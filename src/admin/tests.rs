@@ -912,36 +912,127 @@ fn portal_flips_readiness_at_once() {
     assert!(!state.report(crate::config::Probe::Ready, now).passed);
 }
 
+/// Loops `slow_path` and `worker-0`, and what `/livez` says of them, in virtual time.
+struct Loops {
+    start: Moment,
+    state: AdminState,
+    slow_path: Heartbeat,
+    worker: Heartbeat,
+    _status: watch::Sender<Arc<Status>>,
+}
+
+impl Loops {
+    fn new() -> Self {
+        let (status, receiver) = watch::channel(Arc::new(good()));
+        let start = Moment::now();
+        let liveness = Liveness::new(start.instant);
+        Self {
+            start,
+            slow_path: liveness.register("slow_path", start.instant),
+            worker: liveness.register("worker-0", start.instant),
+            state: AdminState::new(receiver, liveness, Drain::default()),
+            _status: status,
+        }
+    }
+
+    fn at(&self, seconds: f64) -> Moment {
+        Moment {
+            instant: self.start.instant + Duration::from_secs_f64(seconds),
+            unix: self.start.unix + seconds,
+        }
+    }
+
+    fn report(&self, seconds: f64) -> Report {
+        self.state.report(Probe::Live, self.at(seconds))
+    }
+}
+
 #[test]
-fn stuck_loop_fails_liveness_only_after_ten_seconds() {
+fn a_stuck_loop_fails_liveness_within_ten_seconds_by_name_until_it_turns_again() {
+    // Whichever gets stuck; the other one goes on as if nothing had happened.
+    for stuck in ["slow_path", "worker-0"] {
+        let loops = Loops::new();
+        let mut failed = None;
+        for second in 1..3600 {
+            let now = f64::from(second);
+            for (name, heartbeat) in [("slow_path", &loops.slow_path), ("worker-0", &loops.worker)]
+            {
+                // It gets stuck just before it would have ticked again.
+                if name != stuck || !(1000..=1100).contains(&second) {
+                    heartbeat.tick(loops.at(now).instant);
+                }
+            }
+            let report = loops.report(now);
+            for check in &report.checks {
+                assert!(check.ok || check.name == stuck, "{check:?}");
+            }
+            if !report.passed {
+                failed.get_or_insert(now);
+                assert!((1000.0..=1100.0).contains(&now), "failed at {now}");
+                let check = report.checks.iter().find(|c| c.name == stuck).unwrap();
+                let silent = format!("stuck: no sign of life for {} s", second - 999);
+                assert_eq!(check.reason, silent);
+            } else {
+                assert!(!(1009.0..=1100.0).contains(&now), "passed at {now}");
+            }
+        }
+        // The last tick was at 999, so that it was well until just before 1000.
+        let failed = failed.unwrap();
+        assert!((1005.0..=1009.0).contains(&failed), "{failed}");
+    }
+}
+
+#[test]
+fn a_loop_that_died_fails_liveness_at_once_and_for_good() {
+    let loops = Loops::new();
+    assert!(loops.report(1.0).passed);
+    let Loops {
+        start,
+        state,
+        slow_path,
+        worker,
+        ..
+    } = loops;
+    worker.die();
+    for seconds in [1, 3600] {
+        let now = Moment {
+            instant: start.instant + Duration::from_secs(seconds),
+            unix: start.unix + seconds as f64,
+        };
+        slow_path.tick(now.instant);
+        let report = state.report(Probe::Live, now);
+        let of = |name: &str| report.checks.iter().find(|c| c.name == name).unwrap();
+        assert!(!report.passed && of("slow_path").ok, "{report:?}");
+        assert_eq!(of("worker-0").reason, "died; the log says of what");
+    }
+}
+
+#[test]
+fn what_is_stuck_shows_in_the_status_that_the_slow_path_cannot_write_any_more() {
+    let server = Server::start(good());
+    let long_ago = Instant::now().checked_sub(Duration::from_secs(9)).unwrap();
+    let liveness = Liveness::new(long_ago);
     let (_sender, receiver) = watch::channel(Arc::new(good()));
-    let start = Moment::now();
-    let liveness = Liveness::new(start.instant);
-    let state = AdminState::new(receiver, liveness.clone(), Drain::default());
-    let _slow = liveness.register("slow_path", start.instant);
-    let worker = liveness.register("worker-0", start.instant);
-    let later = |seconds| Moment {
-        instant: start.instant + Duration::from_secs(seconds),
-        unix: start.unix + seconds as f64,
-    };
-    worker.tick(later(5).instant);
-    assert!(state.report(crate::config::Probe::Live, later(10)).passed);
-
-    let report = state.report(crate::config::Probe::Live, later(12));
-
-    assert!(!report.passed);
-    let verdicts: Vec<_> = report
-        .checks
-        .iter()
-        .map(|check| (check.name.as_str(), check.ok, check.reason.as_str()))
-        .collect();
+    let address = server.also(AdminState::new(
+        receiver,
+        liveness.clone(),
+        Drain::default(),
+    ));
+    let slow_path = liveness.register("slow_path", long_ago);
+    let status: Status = serde_json::from_str(&ask(address, "/status").unwrap().body).unwrap();
     assert_eq!(
-        verdicts,
-        [
-            ("slow_path", false, "stuck: no sign of life for 12 s"),
-            ("worker-0", true, "")
-        ]
+        status.stuck,
+        ["slow_path stuck: no sign of life for 9 s"],
+        "{status:?}"
     );
+    let shown = render_status(&status, now(), false);
+    let line = "\nnot alive: slow_path stuck: no sign of life for 9 s\n";
+    assert!(shown.contains(line), "{shown}");
+    assert_eq!(ask(address, "/livez").unwrap().code, 503);
+
+    slow_path.tick(Instant::now());
+    let status: Status = serde_json::from_str(&ask(address, "/status").unwrap().body).unwrap();
+    assert!(status.stuck.is_empty(), "{status:?}");
 }
 
 #[test]

@@ -29,6 +29,7 @@ use crate::admin::Heartbeat;
 use crate::connectivity::relay::channel_data;
 use crate::device::virtio::{self, Segmentation};
 use crate::device::{MTU, Queue, Tun};
+use crate::fault;
 use crate::ids::ClientId;
 use crate::net::{BATCH_SIZE, Datagram, RecvBuffers, Sockets, UdpSocket};
 use crate::packet::split::{self, Split};
@@ -153,8 +154,12 @@ impl Worker {
         let thread = std::thread::Builder::new()
             .name(format!("worker-{number}"))
             .spawn(move || {
+                let name = format!("worker-{number}");
                 let slow = self.slow.clone();
-                if let Err(error) = State::new(self).run(&poll, &stopping) {
+                let mut state = State::new(self);
+                if let Err(error) = state.run(&name, &poll, &stopping) {
+                    tracing::error!(worker = name, %error, "A worker died");
+                    state.io.heartbeat.die();
                     // Without the slow path there is nobody to tell.
                     let _ = slow.blocking_send(Slow::Ended(error));
                 }
@@ -219,7 +224,7 @@ impl State {
         }
     }
 
-    fn run(mut self, poll: &OwnedFd, stopping: &AtomicBool) -> io::Result<()> {
+    fn run(&mut self, name: &str, poll: &OwnedFd, stopping: &AtomicBool) -> io::Result<()> {
         let mut events = Vec::with_capacity(8);
         let mut buffers = RecvBuffers::new();
         let mut packet = vec![0; TUN_BUFFER];
@@ -237,6 +242,7 @@ impl State {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
+            fault::point(name)?;
             let now = Instant::now();
             self.is_busy = now.duration_since(self.now) < BUSY_WITHIN;
             self.now = now;

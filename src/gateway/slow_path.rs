@@ -20,6 +20,7 @@ use crate::datapath::counters::Counters;
 use crate::datapath::peers::PeerTable;
 use crate::datapath::worker::{Slow, Stop, Worker};
 use crate::dns;
+use crate::fault;
 use crate::file_version::FileVersion;
 use crate::flow_logs::{self, FlowLogs, UploadConfig};
 use crate::host::network::Network;
@@ -90,6 +91,8 @@ pub(super) async fn run(
     drain: Drain,
     log: LogControl,
 ) -> anyhow::Result<ExitStatus> {
+    // First of all: whatever follows may get stuck.
+    let heartbeat = liveness.register("slow_path", Instant::now());
     let mut signals = Signals::new()?;
     let mut around = Surroundings {
         host: host_setup::first_findings(&config),
@@ -102,7 +105,7 @@ pub(super) async fn run(
     let publisher = Publisher {
         status,
         facts,
-        heartbeat: liveness.register("slow_path", Instant::now()),
+        heartbeat,
         log,
     };
     let host = match wait_for_host(&config, &mut around, &publisher, &mut signals).await {
@@ -400,6 +403,10 @@ impl SlowPath {
                 Some(question) = self.questions.recv() => self.asked.push(question),
                 () = sleep_until(deadline.into()) => {}
                 _ = beat.tick() => self.beat(),
+            }
+            if let Err(error) = fault::point("slow_path") {
+                tracing::error!(%error, "The slow path ends");
+                return ExitStatus::Failure;
             }
             let now = Instant::now();
             if self.core.poll_timeout().is_some_and(|(at, _)| at <= now) {

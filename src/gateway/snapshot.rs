@@ -66,6 +66,8 @@ pub fn build(
         id: facts.id.clone(),
         started_at: unix_seconds(facts.started),
         draining: around.draining,
+        // Whoever publishes cannot know.
+        stuck: Vec::new(),
         portal: around.portal.clone(),
         relays: core.map_or_else(Vec::new, |c| c.relays(now, wall)),
         relay_churn: core.map_or(0, |c| c.episodes().churn(now)),
