@@ -12,6 +12,9 @@ pub enum RelayError {
     /// The relay keeps asking for another nonce.
     #[error("the relay refuses every nonce it hands out")]
     StaleNonce,
+    /// The relay does not know the allocation that it gave us (437, RFC 8656 §7.4).
+    #[error("the relay has forgotten our allocation, as when it restarts")]
+    Forgotten,
     /// The relay insists on another allocation for our 5-tuple (437, 441).
     #[error("the relay holds another allocation for our socket ({0})")]
     AllocationMismatch(u16),
@@ -69,6 +72,7 @@ impl RelayError {
             RelayError::NoResponse => "relay_no_response",
             RelayError::BadCredentials => "relay_bad_credentials",
             RelayError::StaleNonce => "relay_stale_nonce",
+            RelayError::Forgotten => "relay_forgot",
             RelayError::AllocationMismatch(_) => "relay_allocation_mismatch",
             RelayError::QuotaReached => "relay_quota_reached",
             RelayError::InsufficientCapacity => "relay_insufficient_capacity",
@@ -89,6 +93,7 @@ impl RelayError {
         match self {
             RelayError::BadCredentials => Some(401),
             RelayError::StaleNonce => Some(438),
+            RelayError::Forgotten => Some(437),
             RelayError::QuotaReached => Some(486),
             RelayError::InsufficientCapacity => Some(508),
             RelayError::AllocationMismatch(code)

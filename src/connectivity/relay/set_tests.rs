@@ -856,7 +856,7 @@ fn a_relay_that_forgets_its_allocations_ends_an_episode() {
     world.run_secs(400);
     let told = episodes(&mut world);
     assert_eq!(told.len(), 1, "{told:?}");
-    assert_eq!(told[0].2, RelayError::AllocationMismatch(437));
+    assert_eq!(told[0].2, RelayError::Forgotten);
 }
 
 #[test]

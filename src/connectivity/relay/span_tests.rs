@@ -28,6 +28,10 @@ struct Spans {
 struct Collect<'a>(&'a mut Fields);
 
 impl Visit for Collect<'_> {
+    fn record_u64(&mut self, field: &Field, _: u64) {
+        panic!("{field}: tracing-opentelemetry makes text of unsigned numbers");
+    }
+
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
         let text = format!("{value:?}").trim_matches('"').to_owned();
         self.0

@@ -5,10 +5,10 @@
 use std::fmt::Debug;
 use std::sync::Mutex;
 
-use opentelemetry::KeyValue;
 use opentelemetry::trace::{
     Link, Span as _, SpanContext, SpanId, Status, TraceContextExt as _, Tracer, TracerProvider as _,
 };
+use opentelemetry::{KeyValue, Value};
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{SdkTracerProvider, SpanData, SpanExporter};
 use serde_json::json;
@@ -323,6 +323,18 @@ async fn attempts_and_outages_become_spans() {
         .unwrap();
     assert!((1000..=2000).contains(&delay), "{delay}");
     assert_eq!(joined.links[0].span_context, failed.span_context);
+    for name in [
+        "http.response.status_code",
+        "server.port",
+        "portal.attempt",
+        "portal.backoff.delay_ms",
+    ] {
+        let found = failed.attributes.iter().find(|kv| kv.key.as_str() == name);
+        assert!(
+            matches!(found.unwrap().value, Value::I64(_)),
+            "a number is no text: {found:?}"
+        );
+    }
     assert!(!format!("{spans:?}").contains("secret-token"));
 }
 

@@ -46,13 +46,13 @@ impl Trace {
             parent: None,
             names::span::PORTAL_CONNECT,
             { names::OTEL_KIND } = "client",
-            { names::PORTAL_ATTEMPT } = attempt.of_outage,
+            { names::PORTAL_ATTEMPT } = i64::from(attempt.of_outage),
             { names::PORTAL_BACKOFF_DELAY_MS } = millis(attempt.delay),
             { names::PORTAL_OUTAGE_ELAPSED_MS } = millis(attempt.outage_elapsed),
             { names::PORTAL_CAUSE } = attempt.cause.as_str(),
             { names::PORTAL_PROTOCOL } = attempt.protocol.as_str(),
             { names::SERVER_ADDRESS } = %self.host,
-            { names::SERVER_PORT } = self.port,
+            { names::SERVER_PORT } = i64::from(self.port),
             { names::ERROR_TYPE } = field::Empty,
             { names::HTTP_RESPONSE_STATUS_CODE } = field::Empty,
             { names::PORTAL_PROBLEM_CODE } = field::Empty,
@@ -130,13 +130,13 @@ impl Trace {
                     mark_failed(&attempt, &failure);
                     attempt.record(names::OTEL_STATUS_DESCRIPTION, failure.message.as_str());
                     if let Some(status) = failure.http_status {
-                        attempt.record(names::HTTP_RESPONSE_STATUS_CODE, status);
+                        attempt.record(names::HTTP_RESPONSE_STATUS_CODE, i64::from(status));
                     }
                     if let Some(code) = &failure.code {
                         attempt.record(names::PORTAL_PROBLEM_CODE, code.as_str());
                     }
                     if let Some(code) = failure.close_code {
-                        attempt.record(names::PORTAL_CLOSE_CODE, code);
+                        attempt.record(names::PORTAL_CLOSE_CODE, i64::from(code));
                     }
                 }
             }

@@ -36,7 +36,7 @@ impl Allocation {
                 self.active = Some(from);
                 if let Some(span) = &self.span {
                     span.record("server.address", from.ip().to_string());
-                    span.record("server.port", from.port());
+                    span.record("server.port", i64::from(from.port()));
                 }
                 self.start_allocate(now);
             }

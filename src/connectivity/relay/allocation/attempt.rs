@@ -22,16 +22,16 @@ impl Allocation {
             .is_some_and(|at| now.saturating_duration_since(at) < MIN_REFRESH_INTERVAL);
         if again {
             // It forgets as fast as it allocates; going on would be a loop as fast as the network.
-            return self.fail(now, RelayError::AllocationMismatch(437));
+            return self.fail(now, RelayError::Forgotten);
         }
-        warn!(relay.id = %self.id, "Relay lost our allocation, allocating again");
+        warn!(relay.id = %self.id, "Relay has forgotten our allocation, allocating again");
         self.forget_allocation(now);
-        self.note_error(now, RelayError::AllocationMismatch(437));
+        self.note_error(now, RelayError::Forgotten);
         self.mismatches = 0;
         self.start_span();
         if let (Some(span), Some(active)) = (&self.span, self.active) {
             span.record("server.address", active.ip().to_string());
-            span.record("server.port", active.port());
+            span.record("server.port", i64::from(active.port()));
         }
         self.start_allocate(now);
     }
@@ -147,13 +147,13 @@ impl Allocation {
             span.record("otel.status_code", "ERROR");
             span.record("error.type", error.error_type());
             if let Some(code) = error.stun_error_code() {
-                span.record("stun.error_code", code);
+                span.record("stun.error_code", i64::from(code));
             }
             if self.active.is_none()
                 && let Some(server) = self.servers.first()
             {
                 span.record("server.address", server.ip().to_string());
-                span.record("server.port", server.port());
+                span.record("server.port", i64::from(server.port()));
             }
         }
     }
