@@ -172,6 +172,7 @@ pub(super) fn report(
         Probe::Ready => {
             add("portal", portal(&status.portal, now.unix), Duration::ZERO);
             add("device", device(status), Duration::ZERO);
+            add("host", host(status), Duration::ZERO);
             add("relays", relays(&status.relays, now.unix), RELAY_HOLD);
             let drain = if status.draining {
                 Err("shutting down".to_owned())
@@ -215,20 +216,25 @@ fn device(status: &Status) -> Outcome {
 
 /// Warnings do not keep the gateway from forwarding; errors do.
 fn host(status: &Status) -> Outcome {
-    let errors: Vec<String> = status
-        .host
-        .iter()
-        .filter(|finding| finding.level == "error")
-        .map(|finding| match &finding.fix {
-            Some(fix) => format!("{}: {} (fix: {fix})", finding.name, finding.found),
-            None => format!("{}: {}", finding.name, finding.found),
-        })
-        .collect();
-    if errors.is_empty() {
-        Ok(String::new())
-    } else {
-        Err(errors.join("; "))
+    let findings = |level: &str| -> Vec<String> {
+        let findings = status.host.iter().filter(|f| f.level == level);
+        findings
+            .map(|finding| match &finding.fix {
+                Some(fix) => format!("{}: {} (fix: {fix})", finding.name, finding.found),
+                None => format!("{}: {}", finding.name, finding.found),
+            })
+            .collect()
+    };
+    let errors = findings("error");
+    if !errors.is_empty() {
+        return Err(errors.join("; "));
     }
+    let warnings = findings("warning");
+    Ok(match warnings.as_slice() {
+        [] => String::new(),
+        [_] => format!("with a warning: {}", warnings.join("; ")),
+        _ => format!("with warnings: {}", warnings.join("; ")),
+    })
 }
 
 fn portal(portal: &PortalStatus, now: f64) -> Outcome {

@@ -36,8 +36,8 @@ firezone-gateway; with a browser, this is a page that shows what it is doing
 /livez     200 while the process works; also as /healthz. For restarts.
 /startupz  200 once the device is up, the host can forward and the portal has sent its
            configuration. For start-up gates.
-/readyz    200 while joined to the portal, with a working device and a usable relay, and not
-           shutting down. For monitoring and rollouts, never for restarts.
+/readyz    200 while joined to the portal, with a working device, a host that forwards and a
+           usable relay, and not shutting down. For monitoring and rollouts, never for restarts.
 /status    What the gateway is doing, as JSON.
 /events    The same once a second, with the answers of the probes, as server-sent events.
 /metrics   Numbers for Prometheus.

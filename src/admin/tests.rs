@@ -648,7 +648,7 @@ fn healthy_gateway_passes_everything() {
     }
     assert_eq!(
         server.get("/readyz?verbose").body,
-        "[+]portal ok\n[+]device ok\n[+]relays ok: 1 of 1 usable\n[+]drain ok\n\
+        "[+]portal ok\n[+]device ok\n[+]host ok\n[+]relays ok: 1 of 1 usable\n[+]drain ok\n\
          readyz check passed\n"
     );
     assert_eq!(
@@ -764,7 +764,7 @@ fn joined_without_configuration_is_not_started() {
 }
 
 #[test]
-fn host_errors_fail_the_start_with_their_remedy_and_warnings_do_not() {
+fn host_errors_fail_start_and_readiness_with_their_remedy_and_warnings_are_told() {
     let server = Server::start(good());
     let finding = |level: &str| HostFinding {
         name: "ipv4 forwarding".into(),
@@ -772,20 +772,23 @@ fn host_errors_fail_the_start_with_their_remedy_and_warnings_do_not() {
         found: "off".into(),
         fix: Some("sysctls: [net.ipv4.ip_forward=1]".into()),
     };
+    let told = "ipv4 forwarding: off (fix: sysctls: [net.ipv4.ip_forward=1])";
     server.change(|status| status.host = vec![finding("warning"), finding("ok")]);
-    assert_eq!(server.code("/startupz"), 200);
+    for path in ["/startupz?verbose", "/readyz?verbose"] {
+        let answer = server.get(path);
+        assert_eq!(answer.code, 200);
+        let line = format!("[+]host ok: with a warning: {told}\n");
+        assert!(answer.body.contains(&line), "{}", answer.body);
+    }
 
-    server.change(|status| status.host = vec![finding("error")]);
-
-    let answer = server.get("/startupz");
-    assert_eq!(answer.code, 503);
-    assert!(
-        answer
-            .body
-            .contains("[-]host ipv4 forwarding: off (fix: sysctls: [net.ipv4.ip_forward=1])"),
-        "{}",
-        answer.body
-    );
+    server.change(|status| status.host = vec![finding("error"), finding("warning")]);
+    for path in ["/startupz", "/readyz"] {
+        let answer = server.get(path);
+        assert_eq!(answer.code, 503);
+        let line = format!("[-]host {told} (for ");
+        assert!(answer.body.contains(&line), "{}", answer.body);
+    }
+    assert_eq!(server.code("/livez"), 200);
 }
 
 #[test]

@@ -8,6 +8,7 @@ pub mod core;
 pub mod episodes;
 mod flow_reports;
 mod host_setup;
+mod host_story;
 pub mod outbox;
 mod resolutions;
 #[cfg(test)]

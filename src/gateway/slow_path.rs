@@ -11,6 +11,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep_until};
 use super::core::{Command, Core};
 use super::flow_reports::{self, WallClock};
 use super::host_setup::{self, Host};
+use super::host_story::{HostStory, Lack};
 use super::snapshot::{self, Facts, Surroundings};
 use crate::access::DNS_PORT;
 use crate::admin::model::{DeviceStatus, HostFinding, PortalState, Status};
@@ -98,7 +99,11 @@ pub(super) async fn run(
         host: host_setup::first_findings(&config),
         ..Surroundings::default()
     };
-    report(&around);
+    let mut story = HostStory::default();
+    story.note(Instant::now(), &around.host);
+    for finding in around.host.iter().filter(|f| f.level == "ok") {
+        tracing::debug!(check = %finding.name, "{}", finding.found);
+    }
     if config.strict && around.host.iter().any(|f| f.level == "error") {
         return Ok(ExitStatus::HostLacks);
     }
@@ -111,26 +116,26 @@ pub(super) async fn run(
     let host = match wait_for_host(&config, &mut around, &publisher, &mut signals).await {
         Some(Ok(host)) => host,
         Some(Err(())) => return Ok(ExitStatus::HostLacks),
-        None => return Ok(ExitStatus::Ok),
+        None => {
+            tell(story.end(Instant::now()));
+            return Ok(ExitStatus::Ok);
+        }
     };
     around.device = host.describe();
-    around.host = host.checker(&config)();
+    let found = host.checker(&config)();
     let mut slow_path = SlowPath::new(config, around, publisher, questions, host, &liveness)?;
+    slow_path.host_story = story;
+    slow_path.host_checked(found);
     let exit = slow_path.serve(&mut signals).await;
     drain.begin();
     slow_path.shut_down(&mut signals).await;
     Ok(exit)
 }
 
-/// Tells what the preflight found, once, at start.
-fn report(around: &Surroundings) {
-    for finding in &around.host {
-        let fix = finding.fix.as_deref().unwrap_or("");
-        match finding.level.as_str() {
-            "error" => tracing::error!(check = %finding.name, fix, "{}", finding.found),
-            "warning" => tracing::warn!(check = %finding.name, fix, "{}", finding.found),
-            _ => tracing::debug!(check = %finding.name, "{}", finding.found),
-        }
+fn tell(lacks: Vec<Lack>) {
+    let tracer = opentelemetry::global::tracer(TRACER);
+    for lack in lacks {
+        lack.record(&tracer, Instant::now());
     }
 }
 
@@ -249,6 +254,7 @@ struct SlowPath {
         mpsc::UnboundedSender<Vec<HostFinding>>,
         mpsc::UnboundedReceiver<Vec<HostFinding>>,
     ),
+    host_story: HostStory,
     token_seen: Option<FileVersion>,
     checked: Instant,
     checking: bool,
@@ -358,6 +364,7 @@ impl SlowPath {
             resolved,
             configured: mpsc::unbounded_channel(),
             checks: mpsc::unbounded_channel(),
+            host_story: HostStory::default(),
             token_seen,
             checked: now,
             checking: false,
@@ -398,7 +405,8 @@ impl SlowPath {
                 }
                 Some(done) = self.configured.1.recv() => self.configuration_done(done),
                 Some(found) = self.checks.1.recv() => {
-                    (self.checking, self.around.host) = (false, found);
+                    self.checking = false;
+                    self.host_checked(found);
                 }
                 Some(question) = self.questions.recv() => self.asked.push(question),
                 () = sleep_until(deadline.into()) => {}
@@ -596,6 +604,11 @@ impl SlowPath {
         self.publish();
     }
 
+    fn host_checked(&mut self, found: Vec<HostFinding>) {
+        tell(self.host_story.note(Instant::now(), &found));
+        self.around.host = found;
+    }
+
     /// One complete document for all who wait, if it is time.
     fn answer(&mut self) {
         let begin = Instant::now();
@@ -652,6 +665,7 @@ impl SlowPath {
         tracing::info!("Shutting down");
         self.around.draining = true;
         self.publish();
+        tell(self.host_story.end(Instant::now()));
         self.core.shutdown(Instant::now());
         self.carry_out();
         tokio::select! {

@@ -111,6 +111,13 @@ pub const CLIENT_PATH_NEXT: &str = "client.path.next";
 /// Client, by the id that the portal gave it; on spans only.
 pub const CLIENT_ID: &str = "client.id";
 
+/// Check of the preflight that is not passed.
+pub const HOST_CHECK: &str = "host.check";
+/// `warning` or `error`.
+pub const HOST_LEVEL: &str = "host.level";
+/// Whether it was put right while the gateway ran.
+pub const HOST_MENDED: &str = "host.mended";
+
 /// Spans.
 pub mod span {
     /// One attempt to connect to the portal; the next five are its children.
@@ -135,6 +142,8 @@ pub mod span {
     pub const CONNECTION_ESTABLISH: &str = "connection.establish";
     /// The time that a client's packets took one path, recorded at its end.
     pub const CONNECTION_PATH: &str = "connection.path";
+    /// The time that the host lacked something, recorded at its end.
+    pub const HOST_LACK: &str = "host.lack";
 }
 
 /// Metrics. Units are in the names' documentation and follow the conventions: seconds, bytes.
