@@ -269,7 +269,16 @@ fn portal(portal: &PortalStatus, now: f64) -> Outcome {
         .as_ref()
         .filter(|_| !matches!(portal.state, PortalState::Idle | PortalState::Closed));
     Err(match error {
-        Some(error) => format!("not joined: {doing}: {}: {}", error.kind, error.message),
+        Some(error) => {
+            let began = portal.first_cause();
+            let began = began.map(|cause| format!(" (it began with {cause})"));
+            format!(
+                "not joined: {doing}{}: {}: {}",
+                began.unwrap_or_default(),
+                error.kind,
+                error.message
+            )
+        }
         None => format!("not joined: {doing}"),
     })
 }

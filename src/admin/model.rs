@@ -241,12 +241,24 @@ impl PortalState {
 pub struct BackoffStatus {
     /// When the outage began, i.e. when the policy was created.
     pub outage_since: f64,
+    /// `error.type` of the failure that it began with.
+    #[serde(default)]
+    pub cause: String,
     /// Failed attempts in this outage.
     pub attempt: u32,
     /// When the next attempt starts; `None` while one is running.
     pub next_attempt_at: Option<f64>,
     /// Seconds left of the budget; `None` when there is no limit.
     pub budget_left: Option<f64>,
+}
+
+impl PortalStatus {
+    /// What the present outage began with, unless the last failure is of the same kind.
+    pub(super) fn first_cause(&self) -> Option<&str> {
+        let cause = self.backoff.as_ref()?.cause.as_str();
+        let last = self.last_error.as_ref()?.kind.as_str();
+        (!cause.is_empty() && cause != last).then_some(cause)
+    }
 }
 
 /// A failure of the portal channel.

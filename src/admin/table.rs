@@ -203,7 +203,11 @@ impl Page {
                     budget(backoff.budget_left)
                 ),
             };
-            self.line(format!("  outage for {outage}: {next}"));
+            let first = match portal.first_cause() {
+                Some(cause) => format!("; it began with {}", printable(cause)),
+                None => String::new(),
+            };
+            self.line(format!("  outage for {outage}: {next}{first}"));
         }
         if let Some(last) = portal.outages.last() {
             let longest = portal.outages.iter().map(|o| o.ended - o.began);
@@ -822,6 +826,7 @@ Device
             attempt: 3,
             next_attempt_at: Some(NOW + 12.0),
             budget_left: Some(805.0),
+            ..BackoffStatus::default()
         });
 
         let text = render(&status, NOW, false);
@@ -831,9 +836,22 @@ Device
             "{text}"
         );
         assert!(
-            text.contains("outage for 1m 35s: attempt 4 in 12s, gives up in 13m 25s"),
+            text.contains("outage for 1m 35s: attempt 4 in 12s, gives up in 13m 25s\n"),
             "{text}"
         );
+        for (cause, told) in [
+            ("tcp_connect", "\n"),
+            ("server_close", "; it began with server_close\n"),
+        ] {
+            if let Some(backoff) = &mut status.portal.backoff {
+                backoff.cause = cause.into();
+            }
+            let text = render(&status, NOW, false);
+            assert!(
+                text.contains(&format!("gives up in 13m 25s{told}")),
+                "{text}"
+            );
+        }
 
         status.portal.state = PortalState::Connecting;
         status.portal.backoff = Some(BackoffStatus {

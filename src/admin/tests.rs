@@ -672,6 +672,7 @@ fn portal_outage_fails_readiness_with_its_reason_and_nothing_else() {
             attempt: 3,
             next_attempt_at: Some(now() + 3650.0),
             budget_left: None,
+            ..BackoffStatus::default()
         });
         status.portal.last_error = Some(PortalError {
             kind: "tcp_connect".into(),

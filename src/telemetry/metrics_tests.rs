@@ -25,6 +25,7 @@ fn status() -> Status {
         attempt: 3,
         next_attempt_at: Some(NOW + 4.0),
         budget_left: Some(60.0),
+        ..BackoffStatus::default()
     });
     status.relays = [
         ("allocated", Some(0.2)),

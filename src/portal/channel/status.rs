@@ -30,6 +30,7 @@ impl Channel {
             last_message_at: self.last_message_at.map(date),
             backoff: self.reconnect.outage().map(|outage| BackoffStatus {
                 outage_since: date(outage.since()),
+                cause: outage.cause().as_str().to_owned(),
                 attempt: outage.failures(),
                 next_attempt_at: match self.phase {
                     Phase::Waiting { until, .. } => Some(date(until)),

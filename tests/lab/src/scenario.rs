@@ -665,6 +665,15 @@ impl Lab {
         )
     }
 
+    /// What `firezone-gateway status` prints.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn status_table(&self) -> Result<String> {
+        let line = format!("{} status", self.gateway.display());
+        self.net.output("gateway", &line)
+    }
+
     /// The client's status document.
     ///
     /// # Errors

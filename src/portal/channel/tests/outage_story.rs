@@ -2,7 +2,12 @@
 //! portal is away for fourteen minutes, or for sixteen; the budget is fifteen. The same schedule is
 //! run with the policy that is created together with the channel and merely reset when it connects.
 
+use std::sync::Arc;
+
 use super::*;
+use crate::admin::model::Status;
+use crate::admin::{AdminState, Drain, Liveness, Moment, render_status};
+use crate::config::Probe;
 
 const THREE_DAYS: Duration = Duration::from_secs(3 * 24 * 3600);
 
@@ -136,4 +141,81 @@ fn without_a_budget_an_outage_of_a_month_is_survived() {
     lab.redial();
     lab.come_up();
     assert_eq!(lab.state(), PortalState::Joined);
+}
+
+const RUNBOOK: &str = include_str!("../../../../docs/runbook.md");
+
+/// What operators are shown after so long, which is what the runbook shows.
+#[test]
+fn after_twenty_minutes_status_and_readiness_tell_cause_attempt_and_what_comes_next() {
+    let mut lab = Lab::stable();
+    let lost = lab.now;
+    lab.lose();
+    let refused = "cannot connect: 203.0.113.1:8081: Connection refused (os error 111)";
+    let mut failures = 1;
+    while lab.now - lost < 20 * MINUTE {
+        lab.redial();
+        failures += 1;
+        lab.fail(Failure::new(ErrorType::TcpConnect, refused));
+    }
+    let (down, left) = (lab.now - lost, lab.pause());
+    assert!((20 * MINUTE..22 * MINUTE).contains(&down), "{down:?}");
+    assert!(failures < 40, "{failures} attempts in twenty minutes");
+
+    let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+    let status = Status {
+        portal: lab.channel.status(lab.now, wall),
+        ..Status::default()
+    };
+    let shown = render_status(&status, 1_800_000_000.0, false);
+    for line in [
+        "  waiting for the next attempt for 0s".to_owned(),
+        format!(
+            "  outage for {}m {}s: attempt {} in 1m 0s, never gives up; \
+             it began with server_close\n",
+            down.as_secs() / 60,
+            down.as_secs() % 60,
+            failures + 1
+        ),
+        format!("  last error 0s ago: tcp_connect: {refused}\n"),
+    ] {
+        assert!(shown.contains(&line), "{line}{shown}");
+        assert!(
+            RUNBOOK.contains(&line),
+            "the runbook shows something else: {line}"
+        );
+    }
+
+    let (_sender, receiver) = tokio::sync::watch::channel(Arc::new(status));
+    let state = AdminState::new(receiver, Liveness::default(), Drain::default());
+    let now = Moment {
+        instant: lab.now,
+        unix: 1_800_000_000.0,
+    };
+    let ready = state.report(Probe::Ready, now);
+    let reason = format!(
+        "not joined: waiting for attempt {} in {:.0} s (it began with server_close): tcp_connect: \
+         {refused}",
+        failures + 1,
+        left.as_secs_f64().ceil()
+    );
+    assert_eq!(ready.checks[0].reason, reason);
+    assert!(
+        RUNBOOK.contains(&reason),
+        "the runbook shows something else: {reason}"
+    );
+    assert!(
+        state.report(Probe::Live, now).passed,
+        "nobody is to restart it"
+    );
+
+    lab.redial();
+    lab.come_up();
+    lab.advance(STABLE_AFTER);
+    let Some(Milestone::OutageEnded(ended)) = lab.milestones.last() else {
+        panic!("{:?}", lab.milestones.last());
+    };
+    assert_eq!(ended.last_cause, ErrorType::TcpConnect);
+    assert_eq!((ended.failures, ended.outcome), (failures, Outcome::Joined));
+    assert_eq!(ended.since, lost);
 }
