@@ -4,6 +4,7 @@
 //! test fails. Needs root and the programs `ip` and `nft`.
 
 use std::io::Write as _;
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -257,6 +258,23 @@ impl Net {
     pub fn runs(&mut self, name: &str) -> bool {
         self.process(name)
             .is_ok_and(|c| matches!(c.try_wait(), Ok(None)))
+    }
+
+    /// Runs `act` on a thread of its own that sees the network as a host does: what has to be quick
+    /// cannot start a program for each step.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered; what `act` fails with.
+    pub fn within<T: Send>(&self, host: &str, act: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        let namespace = std::fs::File::open(Path::new("/run/netns").join(self.ns(host)))?;
+        std::thread::scope(|scope| {
+            let inside = scope.spawn(move || {
+                let network = Some(rustix::thread::LinkNameSpaceType::Network);
+                rustix::thread::move_into_link_name_space(namespace.as_fd(), network)?;
+                act()
+            });
+            inside.join().map_err(|_| anyhow::anyhow!("it panicked"))?
+        })
     }
 
     fn process(&mut self, name: &str) -> Result<&mut Child> {
