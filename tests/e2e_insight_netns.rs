@@ -81,6 +81,10 @@ fn prometheus_sees_what_happens_and_raises_the_alarm() -> Result<()> {
     ensure!(value(&lab, "gateway_portal_state{state=\"joined\"}")? == 1.0);
     ensure!(value(&lab, "gateway_health{probe=\"ready\"}")? == 1.0);
     ensure!(value(&lab, "sum(gateway_network_io_bytes_total)")? > 500.0);
+    for what in ["portal_connect", "relay_allocate", "client_setup"] {
+        let count = format!("sum(gateway_{what}_duration_seconds_count)");
+        ensure!(value(&lab, &count)? >= 1.0, "{what}");
+    }
     let alerts = query(&lab, "ALERTS")?;
     ensure!(alerts.is_empty(), "{alerts:?}");
 

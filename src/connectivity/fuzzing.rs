@@ -238,7 +238,7 @@ impl World {
                 let known = |s: &SocketAddr| RELAYS.contains(&&*s.to_string());
                 assert!(sockets.iter().all(known));
             }
-            Event::LastRelayLost | Event::RelayEpisode(_) => {}
+            Event::LastRelayLost | Event::RelayAllocated(_) | Event::RelayEpisode(_) => {}
         }
     }
 

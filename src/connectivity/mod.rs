@@ -92,6 +92,8 @@ pub enum Event {
     RelaySocketsChanged(Vec<SocketAddr>),
     /// No relay is left; the portal may have others.
     LastRelayLost,
+    /// There is an allocation at a relay after an attempt that took so long; for the record.
+    RelayAllocated(Duration),
     /// An allocation at a relay is over; for the record.
     RelayEpisode(Episode),
 }
@@ -687,6 +689,9 @@ impl Connectivity {
                     self.each_connection(now, |c| c.drop_relay(id));
                 }
                 RelaySetEvent::LastRelayLost => self.events.push_back(Event::LastRelayLost),
+                RelaySetEvent::Allocated(took) => {
+                    self.events.push_back(Event::RelayAllocated(took));
+                }
                 RelaySetEvent::EpisodeEnded(episode) => {
                     self.events.push_back(Event::RelayEpisode(episode));
                 }

@@ -27,6 +27,7 @@ use crate::packet::control::{self, Control};
 use crate::portal::messages::{
     ClientPeer, CreateAuthorization, Egress, FlowLogUploads, Ingress, Init, Interface,
 };
+use crate::telemetry::durations::Timing;
 use crate::telemetry::outage::Clients;
 use crate::throttle::Throttle;
 use crate::wireguard::{self, Outgoing, Route, WireGuard};
@@ -101,6 +102,7 @@ pub struct Core {
     flow_reports: VecDeque<(FlowReport, Vec<Outer>)>,
     stories: VecDeque<Story>,
     episodes: Episodes,
+    timings: VecDeque<Timing>,
     clients: BTreeMap<ClientId, ClientState>,
     interface: Option<Interface>,
     joined: bool,
@@ -140,6 +142,7 @@ impl Core {
             flow_reports: VecDeque::new(),
             stories: VecDeque::new(),
             episodes: Episodes::default(),
+            timings: VecDeque::new(),
             clients: BTreeMap::new(),
             interface: None,
             joined: false,
@@ -728,6 +731,9 @@ impl Core {
             }
             connectivity::Event::RelaySocketsChanged(sockets) => self.table.set_relays(sockets),
             connectivity::Event::LastRelayLost => self.ask_for_relays(now),
+            connectivity::Event::RelayAllocated(took) => {
+                self.timings.push_back(Timing::RelayAllocate { took });
+            }
             connectivity::Event::RelayEpisode(episode) => {
                 self.paths.relay_lost(&episode);
                 self.episodes.note(&episode);
@@ -775,6 +781,11 @@ impl Core {
     /// How many clients have a path.
     pub fn served(&self) -> Clients {
         self.paths.clients()
+    }
+
+    /// How long something took.
+    pub fn poll_timing(&mut self) -> Option<Timing> {
+        self.timings.pop_front()
     }
 
     /// What flow logs are to be told next, with the ways that the flow's packets took.

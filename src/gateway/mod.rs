@@ -72,6 +72,7 @@ pub fn run(config: Config, telemetry: telemetry::Guard) -> anyhow::Result<ExitSt
         liveness,
         drain,
         telemetry.log_control(),
+        metrics.durations(),
     ));
     let deadline = std::time::Instant::now() + slow_path::TELEMETRY_FLUSH;
     let (done, pushed) = std::sync::mpsc::channel();

@@ -31,6 +31,7 @@ use crate::portal::dial::tls_config;
 use crate::portal::driver::{Driver, PortalConfig};
 use crate::portal::login::{HostFacts, user_agent};
 use crate::portal::messages::{Egress, Interface};
+use crate::telemetry::durations::Durations;
 use crate::telemetry::{LogControl, past::TRACER};
 
 /// Datagrams and control packets that wait for the slow path.
@@ -83,6 +84,10 @@ impl Signals {
 }
 
 /// Runs until a signal or a final failure.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the root hands out what it has made, once"
+)]
 pub(super) async fn run(
     config: Config,
     facts: Facts,
@@ -91,6 +96,7 @@ pub(super) async fn run(
     liveness: Liveness,
     drain: Drain,
     log: LogControl,
+    durations: Durations,
 ) -> anyhow::Result<ExitStatus> {
     // First of all: whatever follows may get stuck.
     let heartbeat = liveness.register("slow_path", Instant::now());
@@ -124,6 +130,8 @@ pub(super) async fn run(
     around.device = host.describe();
     let found = host.checker(&config)();
     let mut slow_path = SlowPath::new(config, around, publisher, questions, host, &liveness)?;
+    slow_path.portal.tell(durations.clone());
+    slow_path.durations = durations;
     slow_path.host_story = story;
     slow_path.host_checked(found);
     let exit = slow_path.serve(&mut signals).await;
@@ -255,6 +263,7 @@ struct SlowPath {
         mpsc::UnboundedReceiver<Vec<HostFinding>>,
     ),
     host_story: HostStory,
+    durations: Durations,
     token_seen: Option<FileVersion>,
     checked: Instant,
     checking: bool,
@@ -365,6 +374,7 @@ impl SlowPath {
             configured: mpsc::unbounded_channel(),
             checks: mpsc::unbounded_channel(),
             host_story: HostStory::default(),
+            durations: Durations::default(),
             token_seen,
             checked: now,
             checking: false,
@@ -503,7 +513,13 @@ impl SlowPath {
                 self.counters[0].count(crate::access::DropReason::SocketWriteFailed, 1);
             }
         }
+        while let Some(timing) = self.core.poll_timing() {
+            self.durations.note(timing);
+        }
         while let Some(story) = self.core.poll_story() {
+            if let Some(timing) = story.timing() {
+                self.durations.note(timing);
+            }
             let (tracer, outage) = (opentelemetry::global::tracer(TRACER), self.portal.outage());
             let effect = story.effect();
             let span = story.record(&tracer, Instant::now(), outage);

@@ -14,6 +14,7 @@ use crate::connectivity::relay::RelayError;
 use crate::connectivity::relay::episode::Episode;
 use crate::datapath::peers::{Path, PathKind};
 use crate::ids::ClientId;
+use crate::telemetry::durations::Timing;
 use crate::telemetry::names;
 use crate::telemetry::outage::{Affected, Clients, Culprit, Effect};
 use crate::telemetry::past::Past;
@@ -331,7 +332,26 @@ impl SetUps {
     }
 }
 
+impl SetUp {
+    /// How long it took until the client could send something, or until it came to nothing.
+    fn timing(&self) -> Timing {
+        Timing::ClientSetUp {
+            took: self.handshake.unwrap_or(self.until) - self.since,
+            path: self.path.map(PathKind::as_str),
+            error: self.failure,
+        }
+    }
+}
+
 impl Story {
+    /// How long it took, if that tells something.
+    pub fn timing(&self) -> Option<Timing> {
+        match self {
+            Self::SetUp(set_up) => Some(set_up.timing()),
+            _ => None,
+        }
+    }
+
     /// What it means for an outage during which it ended. `None` if nobody is affected who did not
     /// want it.
     pub fn effect(&self) -> Option<Effect> {
@@ -537,7 +557,15 @@ mod tests {
         set_ups.tick(start + QUIET);
         assert_eq!(set_ups.poll(), None);
         set_ups.tick(start + SECOND + QUIET);
-        let told = set_ups.poll().map(|s| (s.until, s.failure));
+        let told = set_ups.poll();
+        let timing = told.clone().and_then(|s| Story::SetUp(s).timing());
+        let took = Timing::ClientSetUp {
+            took: SECOND,
+            path: None,
+            error: None,
+        };
+        assert_eq!(timing, Some(took), "what came later is the client's");
+        let told = told.map(|s| (s.until, s.failure));
         assert_eq!(told, Some((start + SECOND, None)));
     }
 
@@ -547,7 +575,15 @@ mod tests {
         let mut set_ups = SetUps::default();
         set_ups.begin(start, CLIENT);
         set_ups.fail(start + SECOND, CLIENT, "no_path");
-        let told = set_ups.poll().map(|s| (s.until, s.failure));
+        let told = set_ups.poll();
+        let timing = told.clone().and_then(|s| Story::SetUp(s).timing());
+        let failed = Timing::ClientSetUp {
+            took: SECOND,
+            path: None,
+            error: Some("no_path"),
+        };
+        assert_eq!(timing, Some(failed));
+        let told = told.map(|s| (s.until, s.failure));
         assert_eq!(told, Some((start + SECOND, Some("no_path"))));
         set_ups.begin(start, CLIENT);
         set_ups.handshake(start + SECOND, CLIENT);

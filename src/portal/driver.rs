@@ -32,6 +32,7 @@ use super::history::History;
 use super::login::{LoginError, LoginUrl, Protocol, external_id};
 use super::messages::Egress;
 use crate::admin::model::PortalStatus;
+use crate::telemetry::durations::{Durations, Timing};
 use crate::telemetry::outage::{Clients, Effect};
 
 /// Longest time that an orderly end may take.
@@ -72,6 +73,9 @@ pub struct Driver {
     link: Option<Link>,
     trace: Trace,
     history: History,
+    durations: Durations,
+    /// When the present attempt began.
+    attempt_since: Option<Instant>,
 }
 
 enum Input {
@@ -118,6 +122,8 @@ impl Driver {
             channel,
             trace: Trace::new(&login_v2),
             history: History::default(),
+            durations: Durations::default(),
+            attempt_since: None,
             login_v1,
             login_v2,
             token: config.token,
@@ -219,6 +225,30 @@ impl Driver {
         self.trace.affected(effect, span);
     }
 
+    /// From now on, durations of attempts and outages are told.
+    pub fn tell(&mut self, durations: Durations) {
+        self.durations = durations;
+    }
+
+    fn time(&mut self, milestone: &Milestone) {
+        let error = match milestone {
+            Milestone::AttemptSucceeded => None,
+            Milestone::AttemptFailed(failure) => Some(failure.kind.as_str()),
+            Milestone::OutageEnded(outage) => {
+                self.durations.note(Timing::PortalOutage {
+                    took: outage.until - outage.since,
+                    outcome: outage.outcome.as_str(),
+                });
+                return;
+            }
+            Milestone::JoinStarted | Milestone::Failed(_) | Milestone::AttemptAbandoned => return,
+        };
+        if let Some(since) = self.attempt_since.take() {
+            let took = now() - since;
+            self.durations.note(Timing::PortalConnect { took, error });
+        }
+    }
+
     /// Carries out what the channel decided.
     fn settle(&mut self) {
         while let Some(milestone) = self.channel.poll_milestone() {
@@ -230,6 +260,7 @@ impl Driver {
                 }
                 _ => {}
             }
+            self.time(&milestone);
             self.trace.record(milestone, now());
         }
         while let Some(action) = self.channel.poll_action() {
@@ -245,6 +276,7 @@ impl Driver {
                         user_agent: self.user_agent.clone(),
                         tls: Arc::clone(&self.tls),
                     };
+                    self.attempt_since = Some(now());
                     let span = self.trace.attempt(&attempt);
                     self.dialling = Some(Box::pin(dial(request).instrument(span)));
                 }

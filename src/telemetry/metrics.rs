@@ -9,12 +9,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use opentelemetry::KeyValue;
-use opentelemetry::metrics::{Meter, MeterProvider as _};
+use opentelemetry::metrics::{Histogram, Meter, MeterProvider as _};
 use opentelemetry_otlp::MetricExporter;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider};
 use prometheus::{Registry, TextEncoder};
 
+use super::durations::{Durations, OUTAGES, ROUND_TRIPS};
+use super::names::metric;
 use super::watched::{Watched, failed_exports};
 use super::{Signal, names};
 use crate::admin::model::{ClientStatus, PortalState, Status};
@@ -23,12 +25,14 @@ use crate::admin::model::{ClientStatus, PortalState, Status};
 const METER: &str = "firezone_gateway";
 
 /// Whether a value may fall.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Kind {
     /// It never falls while the process lives.
     Counter,
     /// It may.
     Gauge,
+    /// Many values in buckets up to these, told one by one; see [`Durations`].
+    Histogram(&'static [f64]),
 }
 
 /// What values are read from.
@@ -153,6 +157,20 @@ pub const ALL: &[Definition] = &[
         },
     },
     Definition {
+        name: metric::PORTAL_CONNECT_DURATION,
+        unit: "s",
+        description: "Duration of attempts to connect to the portal, the join included",
+        kind: Kind::Histogram(ROUND_TRIPS),
+        read: |_| Vec::new(),
+    },
+    Definition {
+        name: metric::PORTAL_OUTAGE_LENGTH,
+        unit: "s",
+        description: "Duration of outages of the portal channel that are over",
+        kind: Kind::Histogram(OUTAGES),
+        read: |_| Vec::new(),
+    },
+    Definition {
         name: "gateway.portal.outage.failures",
         unit: "{attempt}",
         description: "Failed attempts in the present outage; 0 without one",
@@ -223,6 +241,13 @@ pub const ALL: &[Definition] = &[
         },
     },
     Definition {
+        name: metric::RELAY_ALLOCATE_DURATION,
+        unit: "s",
+        description: "Duration of attempts that ended in an allocation at a relay",
+        kind: Kind::Histogram(ROUND_TRIPS),
+        read: |_| Vec::new(),
+    },
+    Definition {
         name: "gateway.clients",
         unit: "{client}",
         description: "Clients by path: direct, by whose relay, or none",
@@ -237,6 +262,13 @@ pub const ALL: &[Definition] = &[
             ];
             count_by(names::CLIENT_PATH, paths, &r.status.clients, client_path)
         },
+    },
+    Definition {
+        name: metric::CLIENT_SETUP_DURATION,
+        unit: "s",
+        description: "Duration of the set-up of clients' connections, from authorization to handshake or failure",
+        kind: Kind::Histogram(ROUND_TRIPS),
+        read: |_| Vec::new(),
     },
     Definition {
         name: "gateway.network.io",
@@ -436,6 +468,7 @@ fn resident() -> Option<f64> {
 pub struct Metrics {
     registry: Registry,
     provider: SdkMeterProvider,
+    durations: Durations,
 }
 
 /// Why metrics cannot be had.
@@ -473,10 +506,21 @@ impl Metrics {
         let provider = provider.build();
         let meter = provider.meter(METER);
         let read = remembering(read, Instant::now);
+        let mut histograms = Vec::new();
         for definition in ALL {
-            register(&meter, definition, read.clone());
+            let histogram = register(&meter, definition, read.clone());
+            histograms.extend(histogram.map(|histogram| (definition.name, histogram)));
         }
-        Ok(Self { registry, provider })
+        Ok(Self {
+            registry,
+            provider,
+            durations: Durations::of(histograms),
+        })
+    }
+
+    /// Where durations are told.
+    pub fn durations(&self) -> Durations {
+        self.durations.clone()
     }
 
     /// Everything in the text format of Prometheus.
@@ -524,7 +568,7 @@ fn register(
     meter: &Meter,
     definition: &'static Definition,
     read: impl Fn() -> Arc<Reading> + Send + Sync + 'static,
-) {
+) -> Option<Histogram<f64>> {
     let observe = move |observe: &mut dyn FnMut(f64, &[KeyValue])| {
         for (attributes, value) in (definition.read)(&read()) {
             let attributes: Vec<KeyValue> = attributes
@@ -540,8 +584,18 @@ fn register(
         description,
         ..
     } = *definition;
-    // The SDK keeps what it was given; the handles are of no further use.
+    // The SDK keeps what it was given to ask; those handles are of no further use.
     match definition.kind {
+        Kind::Histogram(bounds) => {
+            return Some(
+                meter
+                    .f64_histogram(name)
+                    .with_unit(unit)
+                    .with_description(description)
+                    .with_boundaries(bounds.to_vec())
+                    .build(),
+            );
+        }
         Kind::Counter => {
             meter
                 .f64_observable_counter(name)
@@ -559,6 +613,7 @@ fn register(
                 .build();
         }
     }
+    None
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use crate::admin::model::{
     BackoffStatus, DnsStatus, FlowLogStatus, HandshakeStatus, HostFinding, RelayStatus,
     TrafficStatus,
 };
+use crate::telemetry::durations::Timing;
 
 const NOW: f64 = 1_800_000_100.0;
 
@@ -83,12 +84,51 @@ fn metrics(status: Status) -> Metrics {
     let resource = Resource::builder_empty()
         .with_attribute(KeyValue::new("service.name", "firezone-gateway"))
         .build();
-    Metrics::new(resource, None, move || Reading {
+    let metrics = Metrics::new(resource, None, move || Reading {
         status: Arc::clone(&status),
         unix: NOW,
         health: [true, true, false],
     })
-    .unwrap()
+    .unwrap();
+    let took = Duration::from_millis(60);
+    for timing in [
+        Timing::PortalConnect { took, error: None },
+        Timing::PortalConnect {
+            took: 30 * took,
+            error: Some("tcp_connect"),
+        },
+        Timing::PortalOutage {
+            took: 2000 * took,
+            outcome: "joined",
+        },
+        Timing::RelayAllocate { took },
+        Timing::RelayAllocate { took: 2 * took },
+        Timing::ClientSetUp {
+            took,
+            path: Some("direct"),
+            error: None,
+        },
+        Timing::ClientSetUp {
+            took: 200 * took,
+            path: None,
+            error: Some("no_path"),
+        },
+    ] {
+        metrics.durations().note(timing);
+    }
+    metrics
+}
+
+/// Names in the text format, and for histograms what its samples are called, too.
+fn sample_names(text: &str) -> HashSet<&str> {
+    let samples = text.lines().filter(|line| !line.starts_with('#'));
+    let names = samples.filter_map(|line| line.split(['{', ' ']).next());
+    names
+        .flat_map(|name| {
+            let histogram = name.strip_suffix("_bucket");
+            histogram.into_iter().chain([name])
+        })
+        .collect()
 }
 
 fn lines(status: Status) -> Vec<String> {
@@ -119,6 +159,17 @@ fn everything_is_told_under_the_names_that_dashboards_use() {
         "gateway_clients{client_path=\"direct\"} 2",
         "gateway_clients{client_path=\"relay_both\"} 1",
         "gateway_clients{client_path=\"none\"} 1",
+        "gateway_portal_connect_duration_seconds_count 1",
+        "gateway_portal_connect_duration_seconds_bucket{le=\"0.05\"} 0",
+        "gateway_portal_connect_duration_seconds_bucket{le=\"0.075\"} 1",
+        "gateway_portal_connect_duration_seconds_sum{error_type=\"tcp_connect\"} 1.8",
+        "gateway_portal_outage_length_seconds_bucket{outcome=\"joined\",le=\"60\"} 0",
+        "gateway_portal_outage_length_seconds_bucket{outcome=\"joined\",le=\"120\"} 1",
+        "gateway_relay_allocate_duration_seconds_count 2",
+        "gateway_relay_allocate_duration_seconds_bucket{le=\"0.25\"} 2",
+        "gateway_client_setup_duration_seconds_count{client_path=\"direct\"} 1",
+        "gateway_client_setup_duration_seconds_bucket{error_type=\"no_path\",le=\"10\"} 0",
+        "gateway_client_setup_duration_seconds_bucket{error_type=\"no_path\",le=\"+Inf\"} 1",
         "gateway_network_io_bytes_total{network_io_direction=\"receive\"} 1",
         "gateway_network_packets_total{network_io_direction=\"transmit\"} 4",
         "gateway_network_packets_dropped_total{error_type=\"no_flow\"} 6",
@@ -197,8 +248,7 @@ fn every_instrument_is_documented() {
         assert!(row.contains(description), "{name}: {row}");
         let prometheus = row.split('`').nth(1).unwrap();
         let text = metrics(status()).render().unwrap();
-        let sample = |l: &str| l.split(['{', ' ']).next() == Some(prometheus);
-        assert!(text.lines().any(sample), "{prometheus}");
+        assert!(sample_names(&text).contains(prometheus), "{prometheus}");
     }
 }
 
@@ -210,6 +260,7 @@ fn counters_and_gauges_are_what_they_say() {
         let kind = match definition.kind {
             Kind::Counter => " counter",
             Kind::Gauge => " gauge",
+            Kind::Histogram(_) => " histogram",
         };
         let lines = text.lines().filter(|l| l.starts_with("# TYPE "));
         let mut told =
@@ -259,11 +310,7 @@ fn metrics_named_in(text: &str) -> HashSet<&str> {
 #[test]
 fn rules_and_documents_name_only_metrics_that_exist() {
     let text = metrics(status()).render().unwrap();
-    let known: HashSet<&str> = text
-        .lines()
-        .filter(|line| !line.starts_with('#'))
-        .filter_map(|line| line.split(['{', ' ']).next())
-        .collect();
+    let known = sample_names(&text);
     for (file, content) in [
         (
             "rules.yaml",

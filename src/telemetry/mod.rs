@@ -5,6 +5,7 @@
 //! SDK's batch processors, which are bounded as well, each with a thread of its own.
 
 mod control;
+pub mod durations;
 mod export;
 mod json;
 mod libraries;

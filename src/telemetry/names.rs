@@ -146,22 +146,15 @@ pub mod span {
     pub const HOST_LACK: &str = "host.lack";
 }
 
-/// Metrics. Units are in the names' documentation and follow the conventions: seconds, bytes.
+/// Histograms. The other metrics are named where they are read from the status, see
+/// [`metrics::ALL`](super::metrics::ALL).
 pub mod metric {
-    /// 1 while joined, else 0.
-    pub const PORTAL_CONNECTED: &str = "gateway.portal.connected";
     /// Duration of connection attempts in seconds, with `error.type` on failures.
     pub const PORTAL_CONNECT_DURATION: &str = "gateway.portal.connect.duration";
-    /// Seconds since the last application message.
-    pub const PORTAL_LAST_MESSAGE_AGE: &str = "gateway.portal.last_message.age";
-    /// Usable allocations.
-    pub const RELAY_ALLOCATIONS: &str = "gateway.relay.allocations";
-    /// Changes of the set of relays.
-    pub const RELAY_CHANGES: &str = "gateway.relay.changes";
-    /// Client connections by path.
-    pub const CONNECTIONS: &str = "gateway.connections";
-    /// Dropped packets by reason.
-    pub const DROPPED_PACKETS: &str = "gateway.dropped_packets";
-    /// Readiness, 1 or 0.
-    pub const READY: &str = "gateway.ready";
+    /// Duration of outages of the portal channel in seconds.
+    pub const PORTAL_OUTAGE_LENGTH: &str = "gateway.portal.outage.length";
+    /// Duration of successful attempts to allocate at a relay in seconds.
+    pub const RELAY_ALLOCATE_DURATION: &str = "gateway.relay.allocate.duration";
+    /// Duration of the set-up of clients' connections in seconds.
+    pub const CLIENT_SETUP_DURATION: &str = "gateway.client.setup.duration";
 }

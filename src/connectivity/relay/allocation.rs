@@ -150,6 +150,10 @@ pub struct Allocation {
     /// Failed attempts in a row for the same cause.
     same_cause: u32,
     span: Option<tracing::Span>,
+    /// When the present attempt began.
+    attempt_since: Option<Instant>,
+    /// How long the attempt took that led to the last allocation.
+    attempt_took: Duration,
 
     transmits: VecDeque<RelayTransmit>,
     events: VecDeque<AllocationEvent>,
@@ -185,6 +189,8 @@ impl Allocation {
             failures: 0,
             same_cause: 0,
             span: None,
+            attempt_since: None,
+            attempt_took: Duration::ZERO,
             transmits: VecDeque::new(),
             events: VecDeque::new(),
         };
@@ -599,6 +605,11 @@ impl Allocation {
     #[cfg(any(test, fuzzing))]
     pub(super) fn load(&self) -> (usize, usize) {
         (self.transactions.iter().count(), self.queued.len())
+    }
+
+    /// How long the attempt took that led to the last allocation.
+    pub(super) fn attempt_took(&self) -> Duration {
+        self.attempt_took
     }
 
     /// The last failure, until it is overcome.

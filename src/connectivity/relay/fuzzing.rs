@@ -656,6 +656,7 @@ impl World {
                     assert!(episode.until <= self.now);
                 }
                 RelaySetEvent::RelayUsable(_)
+                | RelaySetEvent::Allocated(_)
                 | RelaySetEvent::RelayLost { .. }
                 | RelaySetEvent::LastRelayLost => {}
             }

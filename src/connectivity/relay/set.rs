@@ -46,6 +46,8 @@ pub enum RelaySetEvent {
     },
     /// No relay is usable, nor about to be: ask the portal for others (`no_relays`).
     LastRelayLost,
+    /// There is an allocation after an attempt that took so long; for the record.
+    Allocated(Duration),
     /// An allocation is over; for the record.
     EpisodeEnded(Episode),
 }
@@ -601,6 +603,8 @@ impl RelaySet {
                     }
                     AllocationEvent::Allocated { .. } => {
                         relay.chronicle.begin(now, relay.allocation.active_socket());
+                        let took = relay.allocation.attempt_took();
+                        self.events.push_back(RelaySetEvent::Allocated(took));
                         if relay.retiring.is_none() {
                             let added = relayed_candidates(&relay.allocation)
                                 .map(RelaySetEvent::CandidateAdded);

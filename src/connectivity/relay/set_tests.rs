@@ -89,7 +89,12 @@ fn usable(n: u8) -> World<RelaySet> {
 /// What calls for action.
 fn events(world: &mut World<RelaySet>) -> Vec<RelaySetEvent> {
     std::iter::from_fn(|| world.machine.poll_event())
-        .filter(|event| !matches!(event, RelaySetEvent::EpisodeEnded(_)))
+        .filter(|event| {
+            !matches!(
+                event,
+                RelaySetEvent::EpisodeEnded(_) | RelaySetEvent::Allocated(_)
+            )
+        })
         .collect()
 }
 
@@ -845,6 +850,23 @@ fn a_relay_that_falls_silent_ends_one_episode_and_begins_another() {
             (EpisodeBegin::Offered, RelayError::NoResponse),
             (EpisodeBegin::Recovered, RelayError::Withdrawn)
         ]
+    );
+}
+
+#[test]
+fn how_long_an_allocation_took_is_told() {
+    let mut world = world(1);
+    let begun = world.now;
+    world.run_secs(1);
+    let took = std::iter::from_fn(|| world.machine.poll_event()).find_map(|event| match event {
+        RelaySetEvent::Allocated(took) => Some(took),
+        _ => None,
+    });
+    // A BINDING, an ALLOCATE that is challenged, and one that is not.
+    let took = took.unwrap();
+    assert!(
+        took > Duration::ZERO && took < world.now - begun,
+        "{took:?}"
     );
 }
 

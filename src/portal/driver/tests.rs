@@ -9,6 +9,7 @@ use opentelemetry::trace::{
     Link, Span as _, SpanContext, SpanId, Status, TraceContextExt as _, Tracer, TracerProvider as _,
 };
 use opentelemetry::{KeyValue, Value};
+use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{SdkTracerProvider, SpanData, SpanExporter};
 use serde_json::json;
@@ -22,6 +23,7 @@ use crate::portal::channel::{EndedOutage, Outcome};
 use crate::portal::error::ErrorType;
 use crate::portal::messages::Ingress;
 use crate::portal::test_portal::{Peer, answer, listen};
+use crate::telemetry::metrics::{Metrics, Reading};
 use crate::telemetry::outage::{self, Affected, Culprit, Outage};
 
 const UNAUTHORIZED: &str = "HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n";
@@ -417,6 +419,39 @@ fn links(span: &SpanData) -> Vec<(String, SpanContext, String)> {
         (kind, link.span_context.clone(), rest.join(" "))
     };
     span.links.iter().map(told).collect()
+}
+
+#[tokio::test]
+async fn durations_of_attempts_and_outages_are_told() {
+    let reading = || Reading {
+        status: Arc::default(),
+        unix: 0.0,
+        health: [true; 3],
+    };
+    let metrics = Metrics::new(Resource::builder_empty().build(), None, reading).unwrap();
+    let (listener, url) = listen().await;
+    let mut driver = driver(&url);
+    driver.tell(metrics.durations());
+    let (_, _) = while_driven(&mut driver, answer(&listener, BUSY)).await;
+    let _peer = connect(&mut driver, &listener).await;
+    let until = now();
+    driver.time(&Milestone::OutageEnded(EndedOutage {
+        since: until - Duration::from_secs(600),
+        until,
+        cause: ErrorType::Dns,
+        last_cause: ErrorType::Dns,
+        failures: 9,
+        outcome: Outcome::Joined,
+    }));
+
+    let text = metrics.render().unwrap();
+    for line in [
+        "gateway_portal_connect_duration_seconds_count{error_type=\"http_5xx\"} 1\n",
+        "gateway_portal_connect_duration_seconds_count 1\n",
+        "gateway_portal_outage_length_seconds_sum{outcome=\"joined\"} 600\n",
+    ] {
+        assert!(text.contains(line), "{line}{text}");
+    }
 }
 
 #[test]

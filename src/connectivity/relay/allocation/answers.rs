@@ -115,6 +115,8 @@ impl Allocation {
         self.same_cause = 0;
         self.last_error = None;
         self.end_span(None);
+        let since = self.attempt_since.take().unwrap_or(now);
+        self.attempt_took = now.saturating_duration_since(since);
         info!(
             relay.id = %self.id,
             relay.address = ?self.active,

@@ -28,7 +28,7 @@ impl Allocation {
         self.forget_allocation(now);
         self.note_error(now, RelayError::Forgotten);
         self.mismatches = 0;
-        self.start_span();
+        self.start_span(now);
         if let (Some(span), Some(active)) = (&self.span, self.active) {
             span.record("server.address", active.ip().to_string());
             span.record("server.port", i64::from(active.port()));
@@ -104,7 +104,7 @@ impl Allocation {
         self.active = None;
         self.challenge = None;
         self.mismatches = 0;
-        self.start_span();
+        self.start_span(now);
         if self.servers.is_empty() {
             self.state = State::Probing;
             return self.fail(now, RelayError::NoAddress);
@@ -125,7 +125,8 @@ impl Allocation {
         self.send_to_active(now, Purpose::Allocate(Families::Both));
     }
 
-    pub(super) fn start_span(&mut self) {
+    pub(super) fn start_span(&mut self, now: Instant) {
+        self.attempt_since = Some(now);
         self.span = Some(tracing::info_span!(
             parent: None,
             "relay.allocate",
