@@ -383,6 +383,8 @@ fn a_direct_path_that_dies() -> Result<()> {
         .lab
         .expect_path(|path| path.starts_with("relay"), LIMIT.as_secs())?;
     story.status(&["after direct (dead)"])?;
+    let path = json!({"client.path": "direct", "client.path.end.reason": "dead"});
+    story.span("connection.path", &path)?;
     story.readyz(&["readyz check passed"])?;
     story.page()?;
     story.end()
