@@ -64,12 +64,12 @@ fn wedge(lab: &mut Lab, stuck: &str, well: &str) -> Result<()> {
     println!("{stuck}: 503 after {took:?}");
     ensure!(took <= LIMIT, "{took:?}");
     // Both sub-commands say so as well, without waiting for what is stuck.
-    let table = lab.net.output("gateway", &format!("{GATEWAY} status"))?;
+    let table = lab.status_table()?;
     ensure!(
         table.contains(&format!("not alive: {stuck} stuck")),
         "{table}"
     );
-    let check = format!("{GATEWAY} healthcheck --check live");
+    let check = format!("HEALTH_CHECK_ADDR=127.0.0.1:8080 {GATEWAY} healthcheck --check live");
     let check = lab.net.try_output("gateway", &check)?;
     let told = String::from_utf8_lossy(&check.stdout).into_owned();
     ensure!(
@@ -83,7 +83,7 @@ fn wedge(lab: &mut Lab, stuck: &str, well: &str) -> Result<()> {
         ensure!(code == "200", "{text}");
         Ok(())
     })?;
-    let table = lab.net.output("gateway", &format!("{GATEWAY} status"))?;
+    let table = lab.status_table()?;
     ensure!(!table.contains("not alive"), "{table}");
     Ok(())
 }

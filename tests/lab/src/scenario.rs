@@ -670,7 +670,8 @@ impl Lab {
     /// # Errors
     /// When it fails.
     pub fn status_table(&self) -> Result<String> {
-        let line = format!("{} status", self.gateway.display());
+        let gateway = self.gateway.display();
+        let line = format!("HEALTH_CHECK_ADDR=127.0.0.1:8080 {gateway} status");
         self.net.output("gateway", &line)
     }
 
