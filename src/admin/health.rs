@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::{
     Liveness,
     liveness::LoopState,
-    model::{PortalState, PortalStatus, RelayStatus, Status},
+    model::{HostFinding, PortalState, PortalStatus, RelayStatus, Status},
     table::duration,
 };
 use crate::config::Probe;
@@ -20,6 +20,10 @@ use crate::config::Probe;
 const STUCK: Duration = Duration::from_secs(8);
 /// A relay that is replaced leaves a gap; only a longer one makes the gateway not ready.
 const RELAY_HOLD: Duration = Duration::from_secs(1);
+/// The host is looked at each five seconds; one bad look is not enough.
+const HOST_HOLD: Duration = Duration::from_secs(6);
+/// What a gateway that has started cannot do without. Device and portal have checks of their own.
+const LASTING: [&str; 2] = ["forwarding_ipv4", "nftables"];
 
 /// Now, on both clocks.
 #[derive(Debug, Clone, Copy)]
@@ -157,7 +161,7 @@ pub(super) fn report(
         }
         Probe::Started => {
             add("device", device(status), Duration::ZERO);
-            add("host", host(status), Duration::ZERO);
+            add("host", host(status, |_| true), Duration::ZERO);
             let init = if status.portal.initialized {
                 Ok(String::new())
             } else {
@@ -172,7 +176,8 @@ pub(super) fn report(
         Probe::Ready => {
             add("portal", portal(&status.portal, now.unix), Duration::ZERO);
             add("device", device(status), Duration::ZERO);
-            add("host", host(status), Duration::ZERO);
+            let lasting = |name: &str| LASTING.contains(&name);
+            add("host", host(status, lasting), HOST_HOLD);
             add("relays", relays(&status.relays, now.unix), RELAY_HOLD);
             let drain = if status.draining {
                 Err("shutting down".to_owned())
@@ -215,9 +220,10 @@ fn device(status: &Status) -> Outcome {
 }
 
 /// Warnings do not keep the gateway from forwarding; errors do.
-fn host(status: &Status) -> Outcome {
+fn host(status: &Status, counts: impl Fn(&str) -> bool) -> Outcome {
     let findings = |level: &str| -> Vec<String> {
-        let findings = status.host.iter().filter(|f| f.level == level);
+        let counts = |f: &&HostFinding| f.level == level && (level != "error" || counts(&f.name));
+        let findings = status.host.iter().filter(counts);
         findings
             .map(|finding| match &finding.fix {
                 Some(fix) => format!("{}: {} (fix: {fix})", finding.name, finding.found),

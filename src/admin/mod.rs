@@ -29,7 +29,7 @@ use std::{
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 pub use self::{
-    client::{ask, fetch, healthcheck, log_filter, status},
+    client::{AskError, ask, fetch, healthcheck, log_filter, status},
     health::{CheckResult, Moment, Report},
     listener::{Place, Socket},
     liveness::{Heartbeat, Liveness},

@@ -137,16 +137,20 @@ async fn control(
     next: Next,
 ) -> Response {
     let headers = request.headers();
-    let forwarded = ["forwarded", "x-forwarded-for", "x-forwarded-host", "via"];
+    let forwarded = |name: &str| {
+        matches!(name, "forwarded" | "via" | "x-real-ip")
+            || name.starts_with("x-forwarded-")
+            || name.starts_with("x-envoy-")
+    };
     let local = caller.is_local()
         && (caller.peer == Peer::Unix || headers.get(HOST).is_some_and(names_this_host))
-        && !forwarded.iter().any(|name| headers.contains_key(*name));
+        && !headers.keys().any(|name| forwarded(name.as_str()));
     if state.token.is_some() || local {
         return next.run(request).await;
     }
     let text = "this is for whoever knows the admin token, and none is set; set \
-                FIREZONE_ADMIN_TOKEN_FILE, or ask from the gateway's own host (in a container: \
-                from inside of it), as firezone-gateway log-filter and diagnose do\n";
+                FIREZONE_ADMIN_TOKEN_FILE, or ask over a loopback address or a Unix socket of the \
+                gateway's own host (in a container: from inside of it)\n";
     (StatusCode::FORBIDDEN, [(CONTENT_TYPE, TEXT)], text).into_response()
 }
 

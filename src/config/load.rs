@@ -460,7 +460,7 @@ impl<'a> Loader<'a> {
                 None => match probes {
                     None => "off".to_owned(),
                     Some(probes) if probes.ip().is_loopback() => "health".to_owned(),
-                    Some(_) => DEFAULT_ADMIN_ADDR.to_string(),
+                    Some(probes) => default_admin(probes).to_string(),
                 },
                 Some(AdminAddress::WithProbes) => "health".to_owned(),
                 Some(AdminAddress::Off) => "off".to_owned(),
@@ -470,7 +470,9 @@ impl<'a> Loader<'a> {
         let with_probes = probes.map(Place::Tcp);
         let place = match admin.clone().flatten() {
             None => match probes {
-                Some(probes) if !probes.ip().is_loopback() => Some(Place::Tcp(DEFAULT_ADMIN_ADDR)),
+                Some(probes) if !probes.ip().is_loopback() => {
+                    Some(Place::Tcp(default_admin(probes)))
+                }
                 _ => with_probes.clone(),
             },
             Some(AdminAddress::WithProbes) => with_probes.clone(),
@@ -854,4 +856,14 @@ fn is_service_link(name: &str) -> bool {
         || name.contains("_SERVICE_PORT")
         || name.ends_with("_PORT")
         || name.contains("_PORT_")
+}
+
+/// Where everything but the probes is unless somebody says: next to the usual port of the probes, or next to
+/// that where the probes are there.
+fn default_admin(probes: SocketAddr) -> SocketAddr {
+    let mut address = DEFAULT_ADMIN_ADDR;
+    if probes.port() == address.port() {
+        address.set_port(address.port() + 1);
+    }
+    address
 }

@@ -15,7 +15,7 @@ use std::{
 use flate2::{Compression, write::GzEncoder};
 
 use self::secrets::Secrets;
-use crate::admin::{self, model::Status};
+use crate::admin::{self, AskError, model::Status};
 use crate::config::{
     Config, Env, Examination, ExitStatus, Host, Settings, cli::DiagnoseArgs, examine,
     print_examination,
@@ -238,7 +238,10 @@ fn ask_gateway(bundle: &mut Bundle, arguments: &DiagnoseArgs, settings: &Setting
             }
             Ok(answer) => Err(format!("{path} answers {}: {}", answer.code, answer.body)),
             Err(error) => {
-                gone = Some(file);
+                // A token that is missing is asked for again at no cost, and the probes need none.
+                if !matches!(error, AskError::Token(_)) {
+                    gone = Some(file);
+                }
                 Err(error.to_string())
             }
         };

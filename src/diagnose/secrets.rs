@@ -19,6 +19,8 @@ impl Secrets {
         // The settings may have mistakes, and be all the more interesting.
         found.extend(settings.token.as_ref().map(|t| t.expose().to_owned()));
         found.extend(env.var_lossy("FIREZONE_TOKEN"));
+        // A token may be the path of the file that holds it, which is worth knowing.
+        found.retain(|token| !token.starts_with('/'));
         if let Some(config) = &examination.config {
             found.push(config.token.expose_secret().to_owned());
         }
@@ -35,8 +37,7 @@ impl Secrets {
                 password(&value(), &mut found);
             }
         }
-        // A token may be the path of the file that holds it, which is worth knowing.
-        found.retain(|secret| secret.trim().len() >= SHORTEST && !secret.starts_with('/'));
+        found.retain(|secret| secret.trim().len() >= SHORTEST);
         for secret in &mut found {
             *secret = secret.trim().to_owned();
         }

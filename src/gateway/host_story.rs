@@ -28,11 +28,13 @@ impl HostStory {
     /// an error that was a warning.
     pub(super) fn note(&mut self, now: Instant, found: &[HostFinding]) -> Vec<Lack> {
         let lacks = |f: &&HostFinding| f.level != "ok";
-        let goes_on = |(old, _): &(HostFinding, Instant)| found.contains(old);
+        // The words may tell the time, or a number that moves.
+        let is_same = |a: &HostFinding, b: &HostFinding| (&a.name, &a.level) == (&b.name, &b.level);
+        let goes_on = |(old, _): &(HostFinding, Instant)| found.iter().any(|f| is_same(f, old));
         let (open, over) = std::mem::take(&mut self.0).into_iter().partition(goes_on);
         self.0 = open;
         for finding in found.iter().filter(lacks) {
-            if !self.0.iter().any(|(old, _)| old == finding) {
+            if !self.0.iter().any(|(old, _)| is_same(old, finding)) {
                 tell(finding);
                 self.0.push((finding.clone(), now));
             }
@@ -42,22 +44,26 @@ impl HostStory {
                 tracing::info!(check = %old.name, "Mended on the host: {}", old.found);
             }
         }
-        self.lacks(now, over, true)
+        self.lacks(now, over)
     }
 
     /// The gateway ends; what the host lacks then is told as well.
     pub(super) fn end(&mut self, now: Instant) -> Vec<Lack> {
         let open = std::mem::take(&mut self.0);
-        self.lacks(now, open, false)
+        self.0.clone_from(&open);
+        let lacks = self.lacks(now, open);
+        self.0.clear();
+        lacks
     }
 
-    fn lacks(&self, now: Instant, over: Vec<(HostFinding, Instant)>, mended: bool) -> Vec<Lack> {
+    /// What is over; it is mended unless the same check still finds something.
+    fn lacks(&self, now: Instant, over: Vec<(HostFinding, Instant)>) -> Vec<Lack> {
         over.into_iter()
             .map(|(finding, since)| Lack {
+                mended: self.0.iter().all(|(open, _)| open.name != finding.name),
                 finding,
                 since,
                 until: now,
-                mended,
             })
             .collect()
     }
@@ -127,12 +133,14 @@ mod tests {
         assert_eq!(story.note(at(10), &[off.clone(), slow.clone()]), []);
         assert_eq!(
             story.note(at(15), &[unknown.clone(), slow.clone()]),
-            [lack(&off, 5, 15, true)]
+            [lack(&off, 5, 15, false)]
         );
         assert_eq!(
             story.note(at(20), &[well, slow.clone()]),
             [lack(&unknown, 15, 20, true)]
         );
+        let slower = finding("udp_buffers", "warning", "smaller");
+        assert_eq!(story.note(at(25), &[slower]), [], "only the words differ");
         assert_eq!(story.end(at(30)), [lack(&slow, 0, 30, false)]);
         assert_eq!(story.end(at(31)), []);
     }

@@ -67,7 +67,9 @@ pub enum FilterError {
     File(#[from] io::Error),
 }
 
-/// Reads a filter, without white space around it.
+/// Reads a filter, without white space around its parts: the library counts from behind the space before
+/// a part and cuts from in front of it, which gives wrong parts, or ends the process inside a letter
+/// of more than one byte. It takes no regular expressions, of which a short one can be as large as memory.
 ///
 /// # Errors
 /// See [`FilterError`].
@@ -75,13 +77,18 @@ pub fn parse_filter(text: &str) -> Result<(String, EnvFilter), FilterError> {
     if text.len() > LONGEST_FILTER {
         return Err(FilterError::TooLong);
     }
-    let text = text.trim();
-    if text.is_empty() {
+    let parts: Vec<&str> = text
+        .split(',')
+        .map(str::trim)
+        .filter(|part| !part.is_empty())
+        .collect();
+    if parts.is_empty() {
         return Err(FilterError::Empty);
     }
-    let filter = EnvFilter::builder().parse(text)?;
+    let text = parts.join(",");
+    let filter = EnvFilter::builder().with_regex(false).parse(&text)?;
     let changes = format!("{CHANGES}=info").parse()?;
-    Ok((text.to_owned(), filter.add_directive(changes)))
+    Ok((text, filter.add_directive(changes)))
 }
 
 /// Reads the filter in a file.
@@ -169,5 +176,42 @@ impl LogControl {
         for (library, suppressed) in self.libraries.overdue(Instant::now()) {
             tracing::info!(library, suppressed, "A library repeats itself");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn spaces_around_the_parts_of_a_filter_mean_nothing() {
+        for text in [
+            " warn, firezone_gateway=debug ,,",
+            "warn,firezone_gateway=debug",
+            "warn,\nfirezone_gateway=debug\n",
+        ] {
+            let (text, filter) = parse_filter(text).unwrap();
+            assert_eq!(text, "warn,firezone_gateway=debug");
+            let shown = filter.to_string();
+            assert!(shown.contains("firezone_gateway=debug"), "{shown}");
+        }
+        for nothing in ["", " ", " , ,"] {
+            assert!(matches!(parse_filter(nothing), Err(FilterError::Empty)));
+        }
+    }
+
+    #[test]
+    fn letters_of_more_than_one_byte_behind_a_space_are_no_end() {
+        for text in ["info, \u{e9}=debug", "info,  \u{1f600}", "\u{2003}x=\u{e9}"] {
+            let _ = parse_filter(text);
+        }
+    }
+
+    #[test]
+    fn a_regular_expression_that_would_not_fit_into_memory_is_plain_text() {
+        let expression = format!("[{{a=(a|b)*a{}}}]=info", "(a|b)".repeat(30));
+        let _ = parse_filter(&expression);
     }
 }
