@@ -13,6 +13,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
+use firezone_gateway::device::{DeviceError, Options, Tun};
 use firezone_gateway::host::network::{Configured, Network, NetworkError};
 use firezone_gateway::host::nft::{self, NftError};
 use firezone_gateway::host::preflight::{self, Check, Environment, ForwardPolicy, Level, Nftables};
@@ -315,6 +316,45 @@ fn routes_follow_a_device_that_was_made_anew() {
         let ours = |rule: &Value| rule["priority"] == 100;
         assert_eq!(rules("-4").iter().filter(|rule| ours(rule)).count(), 1);
         assert_eq!(rules("-6").iter().filter(|rule| ours(rule)).count(), 1);
+    });
+}
+
+fn device(queues: usize) -> Result<Tun, DeviceError> {
+    let options = Options {
+        queues,
+        tso: true,
+        uso: true,
+    };
+    Tun::create(TUN, options)
+}
+
+#[test]
+#[ignore = "needs root and network namespaces"]
+fn a_device_that_another_gateway_holds_is_not_shared() {
+    Namespace::new().run(|| {
+        for held in [1, 3] {
+            let first = device(held).unwrap();
+            assert_eq!(first.queues().len(), held);
+            for wanted in [1, 2] {
+                let second = device(wanted).err();
+                assert!(
+                    matches!(&second, Some(DeviceError::Busy(name)) if name == TUN),
+                    "{held} {wanted}: {second:?}"
+                );
+            }
+        }
+        assert!(device(2).is_ok(), "nobody holds it any more");
+    });
+}
+
+#[test]
+#[ignore = "needs root and network namespaces"]
+fn a_device_that_was_made_to_stay_is_used() {
+    Namespace::new().run(|| {
+        sh(&format!("ip tuntap add dev {TUN} mode tun"));
+        let tun = device(2).unwrap();
+        assert_eq!(tun.queues().len(), 1);
+        assert!(matches!(device(1), Err(DeviceError::Busy(_))));
     });
 }
 

@@ -270,8 +270,8 @@ impl Connection {
         self.last_activity = now;
         if self.idle {
             self.idle = false;
-            let is_relayed = self.in_use.is_some_and(|ends| self.is_relayed(ends));
-            self.quick_since = is_relayed.then_some(now);
+            let is_quick = self.in_use.is_some() && self.is_path_relayed();
+            self.quick_since = is_quick.then_some(now);
             self.set_pace();
             self.pairs.watch_from(now);
         }

@@ -28,7 +28,7 @@ use crate::timers::Deadlines;
 /// retransmission interval, so that slow answers still count.
 const CHECK_MEMORY: Duration = Duration::from_secs(30);
 
-/// Host candidates: a host that is given new addresses again and again offers the first ones.
+/// Host candidates: a host that is given new addresses again and again offers the last ones.
 const MAX_HOSTS: usize = 16;
 
 /// For so long an answered check says who is at the other end; idle clients are checked each 25 s.
@@ -200,8 +200,12 @@ impl Connectivity {
 
     /// Adds a local address as host candidate for every connection, present and future.
     pub fn add_host(&mut self, now: Instant, address: SocketAddr) {
-        if self.hosts.contains(&address) || self.hosts.len() == MAX_HOSTS {
+        if self.hosts.contains(&address) {
             return;
+        }
+        if self.hosts.len() == MAX_HOSTS {
+            // Not new clients' any more. If it is in use still, it is named again soon.
+            self.hosts.remove(0);
         }
         self.hosts.push(address);
         self.each_connection(now, |connection| connection.add_host(address));

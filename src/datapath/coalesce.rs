@@ -204,8 +204,18 @@ impl Coalescer {
         } else {
             return None;
         };
-        let is_sound = (!is_v4 || checksum::of(&packet[..20]) == 0)
-            && checksum::of_transport(meta.src, meta.dst, meta.protocol, segment) == 0;
+        // Of the packet as it is, which may have been translated since `meta` was read.
+        let addresses = if is_v4 {
+            &packet[12..20]
+        } else {
+            &packet[8..40]
+        };
+        let sum = Sum::new()
+            .bytes(addresses)
+            .word(u16::from(meta.protocol))
+            .word(segment.len() as u16)
+            .bytes(segment);
+        let is_sound = (!is_v4 || checksum::of(&packet[..20]) == 0) && sum.checksum() == 0;
         if !is_sound {
             return None;
         }
@@ -395,7 +405,8 @@ fn same_ends(arena: &[u8], group: &Group, packet: &[u8]) -> bool {
     let first = &arena[group.pieces[0].at as usize..];
     match (first[0] >> 4, packet[0] >> 4) {
         (4, 4) => first[9] == packet[9] && first[12..20] == packet[12..20],
-        (6, 6) => first[6] == packet[6] && first[8..40] == packet[8..40],
+        // Extension headers may be in front of some packets of a flow only.
+        (6, 6) => first[8..40] == packet[8..40],
         _ => false,
     }
 }

@@ -175,6 +175,30 @@ fn segments_in_order_become_one_and_are_cut_into_the_same_again() {
     }
 }
 
+/// The addresses of names are proxies, which the packet has no more when it is put together.
+#[test]
+fn packets_that_were_translated_after_they_were_read_become_one() {
+    for v4 in [true, false] {
+        let mut coalescer = Coalescer::new(ALL);
+        let peer = peer();
+        for mut packet in build(v4, &row(5, 1000)) {
+            let meta = Meta::parse(&packet).unwrap();
+            let resource = if v4 { "192.0.2.7" } else { "2001:db8::7" };
+            assert!(crate::packet::translate::outbound(
+                &mut packet,
+                &meta,
+                resource.parse().unwrap(),
+                6000
+            ));
+            coalescer.slot()[..packet.len()].copy_from_slice(&packet);
+            coalescer.push(&peer, &meta);
+        }
+        let mut groups = 0;
+        coalescer.drain(|_, _, _| groups += 1);
+        assert_eq!(groups, 1, "v4 {v4}");
+    }
+}
+
 #[test]
 fn the_checksum_that_is_left_to_the_kernel_comes_out_right() {
     for v4 in [true, false] {

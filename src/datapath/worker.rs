@@ -250,7 +250,7 @@ impl State {
             self.relays = self.io.table.relays();
             for event in &events {
                 match event.data.u64() {
-                    TUN => self.read_tun(&mut packet),
+                    TUN => self.read_tun(&mut packet)?,
                     UDP4 => self.read_udp(&mut buffers, |s| s.v4.as_ref()),
                     UDP6 => self.read_udp(&mut buffers, |s| s.v6.as_ref()),
                     _ => {}
@@ -475,13 +475,22 @@ impl State {
 
     // ---- device to network -------------------------------------------------------------------
 
-    fn read_tun(&mut self, buffer: &mut [u8]) {
+    /// # Errors
+    /// When the device is gone.
+    fn read_tun(&mut self, buffer: &mut [u8]) -> io::Result<()> {
         let tun = Arc::clone(&self.io.tun);
         let queue = &tun.queues()[self.io.queue];
         let has_header = queue.offloads().header;
         let mut current: Option<Sender> = None;
         for _ in 0..TUN_BURST {
-            let Ok(len) = queue.read(buffer) else { break };
+            let len = match queue.read(buffer) {
+                Ok(len) => len,
+                // Deleted. It would wake us for ever, and carry nothing.
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EBADFD | libc::EIO)) => {
+                    return Err(error);
+                }
+                Err(_) => break,
+            };
             let packet = &mut buffer[..len];
             if has_header {
                 self.with_header(&mut current, packet);
@@ -497,6 +506,7 @@ impl State {
         }
         drop(current);
         self.flush();
+        Ok(())
     }
 
     /// Takes what the device has read: a packet, or a super-packet.
@@ -518,7 +528,12 @@ impl State {
         }
         match Split::new(header, packet) {
             Ok(packets) => self.super_packet(current, packets),
-            Err(malformed) => self.io.counters.count(malformed.into(), 1),
+            Err(malformed) => {
+                self.io.counters.count(malformed.into(), 1);
+                if malformed == Malformed::TooLong {
+                    self.answer_device(packet);
+                }
+            }
         }
     }
 

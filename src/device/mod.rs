@@ -24,6 +24,8 @@ const F_TSO_ECN: libc::c_ulong = 0x08;
 const F_USO4: libc::c_ulong = 0x20;
 const F_USO6: libc::c_ulong = 0x40;
 const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
+/// Refuse a device that exists.
+const IFF_TUN_EXCL: libc::c_int = 0x8000;
 const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
 
 /// Why the device could not be made.
@@ -144,6 +146,12 @@ impl Tun {
         &self.queues
     }
 
+    /// Gives up the queues beyond so many, of which one at least stays: what the kernel put into a queue
+    /// that nobody reads would be lost.
+    pub fn keep_queues(&mut self, count: usize) {
+        self.queues.truncate(count.max(1));
+    }
+
     /// What the kernel does for us.
     pub fn offloads(&self) -> Offloads {
         self.offloads
@@ -190,15 +198,28 @@ fn open(name: &str, options: Options) -> io::Result<(Vec<Queue>, String, Offload
     if options.queues > 1 {
         flags |= libc::IFF_MULTI_QUEUE;
     }
-    let (first, name, flags) = match attach(name, flags) {
+    // Exclusive: to a device of several queues anybody could add one, and would get a part of its packets.
+    let (first, name, flags) = match attach(name, flags | IFF_TUN_EXCL) {
         Ok((fd, name)) => (fd, name, flags),
-        // Sandboxes that imitate the kernel know the plain device only.
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-            let flags = libc::IFF_TUN | libc::IFF_NO_PI;
-            let (fd, name) = attach(name, flags)?;
+        Err(error) => {
+            let flags = match error.raw_os_error() {
+                // There is one. If it was made to stay and nobody holds it, it has one queue for us.
+                Some(libc::EBUSY) => flags & !libc::IFF_MULTI_QUEUE,
+                // Sandboxes that imitate the kernel know the plain device only.
+                Some(libc::EINVAL) => libc::IFF_TUN | libc::IFF_NO_PI,
+                _ => return Err(error),
+            };
+            let is_there = error.raw_os_error() == Some(libc::EBUSY);
+            let (fd, name) = attach(name, flags).map_err(|second| {
+                // A device of several queues, which is not made to stay: a running gateway's.
+                if is_there && second.raw_os_error() == Some(libc::EINVAL) {
+                    error
+                } else {
+                    second
+                }
+            })?;
             (fd, name, flags)
         }
-        Err(error) => return Err(error),
     };
     let offloads = if flags & libc::IFF_VNET_HDR == 0 {
         Offloads::default()

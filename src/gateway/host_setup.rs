@@ -47,7 +47,7 @@ impl Host {
             tso: wanted.tun_tso,
             uso: wanted.tun_uso,
         };
-        let tun = Tun::create(&config.tun_name, options).map_err(|e| e.to_string())?;
+        let mut tun = Tun::create(&config.tun_name, options).map_err(|e| e.to_string())?;
         let options = SocketOptions {
             port: config.udp_port,
             send_buffer: config.udp_send_buffer,
@@ -57,6 +57,7 @@ impl Host {
         };
         let sockets = Sockets::bind_group(options, tun.queues().len())
             .map_err(|e| format!("cannot bind a UDP socket: {e}"))?;
+        tun.keep_queues(sockets.len());
         Ok(Self {
             masquerading: Arc::new(Mutex::new(Masquerading {
                 installed: nft::install(tun.name()),

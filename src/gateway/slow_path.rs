@@ -449,7 +449,7 @@ impl SlowPath {
                     self.core.handle_control(now, client, &packet);
                 }
                 Slow::Ended(error) => {
-                    tracing::error!(%error, "a worker cannot wait for traffic");
+                    tracing::error!(%error, "a worker cannot go on: sockets or device are gone");
                     return false;
                 }
             }
@@ -689,6 +689,8 @@ impl SlowPath {
             // Asked twice: at once, then.
             _ = signals.next() => {}
         }
+        // One that fails now would wait for somebody to hear of it.
+        self.from_workers.close();
         for worker in self.workers.drain(..) {
             worker.stop();
         }

@@ -239,10 +239,17 @@ impl Connection {
         }
     }
 
+    /// Whether the path, or the one that the client has chosen, leads through a relay: what was found
+    /// dead while checks were quick does not rise because they are no longer.
+    pub(super) fn is_path_relayed(&self) -> bool {
+        let mut pairs = [self.in_use, self.nominated].into_iter().flatten();
+        pairs.any(|ends| self.is_relayed(ends))
+    }
+
     /// Checks often while the path in use is doubtful, and rather often while it is relayed.
     fn doubt(&mut self, now: Instant) {
         let ends = self.in_use.filter(|_| !self.idle);
-        let is_quick = ends.is_some_and(|ends| self.is_relayed(ends));
+        let is_quick = ends.is_some() && self.is_path_relayed();
         if is_quick != self.quick_since.is_some() {
             self.quick_since = is_quick.then_some(now);
         }
@@ -439,7 +446,15 @@ impl Connection {
         // believes that it can have it directly.
         let counts =
             |ends: &Ends| self.relay_of(ends.0).is_some() || !self.known.is_their_relay(ends.1);
-        let answers = |local: SocketAddr| alive.iter().any(|e| e.0 == local && counts(e));
+        // One lost answer does not make an address silent, though it is no reason to move there.
+        let living: Vec<Ends> = self
+            .pairs
+            .iter()
+            .filter(|pair| pair.answered.is_some() && !self.is_dead(now, pair.ends))
+            .map(|pair| pair.ends)
+            .filter(|ends| self.known.is_ours(ends.0) && self.known.is_theirs(ends.1))
+            .collect();
+        let answers = |local: SocketAddr| living.iter().any(|e| e.0 == local && counts(e));
         // An address that was offered again has to have worked before it can fail, or have had the
         // time to.
         let offered = self.search.offered;
@@ -456,7 +471,7 @@ impl Connection {
                     !answers(ends.0)
                 } else {
                     // Through their relay; it may be that which died.
-                    alive.iter().all(|e| e.0 != ends.0)
+                    living.iter().all(|e| e.0 != ends.0)
                 }
             })
             .map(|ends| ends.0)
