@@ -5,6 +5,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use hyper::Uri;
 use hyper::header::{HeaderName, HeaderValue};
 use sha2::{Digest as _, Sha256};
 use url::Url;
@@ -121,11 +122,6 @@ pub struct Endpoint(Url);
 
 impl Endpoint {
     /// The URL with everything in it.
-    pub(super) fn expose(&self) -> &str {
-        self.0.as_str()
-    }
-
-    /// The same.
     pub(super) fn url(&self) -> &Url {
         &self.0
     }
@@ -315,7 +311,8 @@ impl Export {
     }
 }
 
-/// The URL to post to. gRPC knows methods instead of paths.
+/// The URL to post to. gRPC knows methods instead of paths. What is wrong is told without the value,
+/// which may hold a password.
 fn endpoint(
     address: &str,
     protocol: Protocol,
@@ -326,6 +323,7 @@ fn endpoint(
         Protocol::Http => "http://collector:4318",
         Protocol::Grpc => "http://collector:4317",
     };
+    let refused = || format!("the value is not a URL such as {example}");
     let text = match protocol {
         Protocol::Http => format!("{}{path}", address.trim_end_matches('/')),
         Protocol::Grpc => address.to_owned(),
@@ -336,9 +334,11 @@ fn endpoint(
                 url.set_path(method);
                 url.set_query(None);
             }
+            // Hosts such as `${COLLECTOR}` make a URL, but no request.
+            url.as_str().parse::<Uri>().map_err(|_| refused())?;
             Ok(Endpoint(url))
         }
-        Ok(_) | Err(_) => Err(format!("the value is not a URL such as {example}")),
+        Ok(_) | Err(_) => Err(refused()),
     }
 }
 
@@ -461,7 +461,10 @@ mod tests {
         .into_iter()
         .collect();
         let metrics = Export::decide(&env, Signal::Metrics);
-        assert_eq!(metrics.target().unwrap().endpoint.expose(), "http://m/x");
+        assert_eq!(
+            metrics.target().unwrap().endpoint.url().as_str(),
+            "http://m/x"
+        );
         assert!(matches!(
             Export::decide(&env, Signal::Traces),
             Export::Off { .. }
@@ -480,7 +483,7 @@ mod tests {
 
     fn endpoint(variables: &[(&str, &str)]) -> Option<String> {
         let decision = decide(variables);
-        Some(decision.target()?.endpoint.expose().to_owned())
+        Some(decision.target()?.endpoint.url().to_string())
     }
 
     #[test]
@@ -537,12 +540,19 @@ mod tests {
             vec![(ENDPOINT, "ftp://c:4318")],
             vec![(ENDPOINT, "collector:4318")],
             vec![(ENDPOINT, "not a url")],
+            vec![(ENDPOINT, "http://user:hunter2@${COLLECTOR}:4318")],
+            vec![(TRACES_ENDPOINT, "https://user:hunter2@{{ host }}/v1/traces")],
+            vec![
+                (ENDPOINT, "http://user:hunter2@${COLLECTOR}:4317"),
+                ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+            ],
         ] {
             let decision = decide(&variables);
             assert!(
                 matches!(decision, Export::Off { mistaken: true, .. }),
                 "{variables:?} gave {decision:?}"
             );
+            assert!(!format!("{decision:?}").contains("hunter2"), "{decision:?}");
         }
     }
 
@@ -659,7 +669,7 @@ mod tests {
     fn password_in_the_endpoint_is_used_but_never_shown() {
         let decision = decide(&[(ENDPOINT, "http://user:hunter2@c:4318")]);
         let endpoint = &decision.target().unwrap().endpoint;
-        assert!(endpoint.expose().contains("hunter2"));
+        assert_eq!(endpoint.url().password(), Some("hunter2"));
         assert_eq!(endpoint.to_string(), "http://c:4318/v1/traces");
         assert!(!format!("{decision:?}").contains("hunter2"));
     }

@@ -72,6 +72,10 @@ const LAST_LINES: Duration = Duration::from_millis(500);
 /// Spans of these targets are exported, whatever `RUST_LOG` says.
 const EXPORTED_TARGET: &str = "firezone_gateway";
 
+/// Where the SDK believes that it sends to. [`Transport`] knows better; the address that was set may
+/// hold a password, which the SDK would repeat in errors and log lines.
+const NOWHERE: &str = "http://collector/";
+
 /// What to set up.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -348,7 +352,7 @@ fn directed<B: WithExportConfig + WithHttpConfig>(
     trouble: &Trouble,
 ) -> Result<B, TransportError> {
     let builder = builder
-        .with_endpoint(target.endpoint.expose())
+        .with_endpoint(NOWHERE)
         .with_protocol(opentelemetry_otlp::Protocol::HttpBinary)
         .with_timeout(target.timeout)
         .with_http_client(Transport::new(target, trouble.clone())?);

@@ -222,6 +222,64 @@ fn over_http_a_request_has_path_host_headers_and_password() {
     );
 }
 
+/// Options that export log lines alone.
+fn logs_to(collector: &str, variables: &[(&str, &str)]) -> Options {
+    let mut env: Vec<(&str, &str)> = vec![("OTEL_EXPORTER_OTLP_LOGS_ENDPOINT", collector)];
+    env.extend(variables);
+    let env: FixedEnv = env.into_iter().collect();
+    Options {
+        log_format: LogFormat::Human,
+        log_filter: "info".to_owned(),
+        log_filter_file: None,
+        export: Export::decide(&env, Signal::Traces),
+        metrics: Export::decide(&env, Signal::Metrics),
+        logs: Export::decide(&env, Signal::Logs),
+        resource: Vec::new(),
+    }
+}
+
+/// Has the exporter send one line. Returns whether it was delivered.
+fn export_a_line(options: &Options) -> bool {
+    let output = Output::default();
+    let (subscriber, guard, problems) = assemble(options, Box::new(output), false).unwrap();
+    assert!(problems.is_empty(), "{problems:?}");
+    tracing::subscriber::with_default(subscriber, || tracing::info!("a line"));
+    let exporter = super::super::logger_provider(
+        options.logs.target().unwrap(),
+        options,
+        super::super::Failures::default(),
+    );
+    let shown = format!("{guard:?} {exporter:?}");
+    assert!(!shown.contains("hunter2"), "{shown}");
+    guard.shutdown(Duration::from_secs(20))
+}
+
+#[test]
+fn the_address_that_is_set_is_where_the_exporter_sends_to() {
+    let method = "/opentelemetry.proto.collector.logs.v1.LogsService/Export";
+    for (protocol, variables, path) in [
+        (Protocol::Http, &[][..], "/own/path?x=1"),
+        (Protocol::Grpc, &[GRPC][..], method),
+    ] {
+        let reply = match protocol {
+            Protocol::Http => Reply {
+                headers: &[],
+                body: b"",
+                trailers: &[],
+                ..TAKEN
+            },
+            Protocol::Grpc => TAKEN,
+        };
+        let collector = collector(protocol, reply, 9);
+        let address = format!("http://us:hunter2@{}/own/path?x=1", collector.plain);
+        assert!(export_a_line(&logs_to(&address, variables)));
+        let seen = collector.seen.try_recv().unwrap();
+        assert!(seen.uri.ends_with(path), "{}", seen.uri);
+        assert_eq!(seen.header("authorization"), "Basic dXM6aHVudGVyMg==");
+        assert!(collector.seen.try_recv().is_err());
+    }
+}
+
 #[test]
 fn over_grpc_a_request_is_a_call_of_the_service() {
     let collector = collector(Protocol::Grpc, TAKEN, 9);
