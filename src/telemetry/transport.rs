@@ -13,7 +13,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use http_body_util::{BodyExt as _, Full, Limited};
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::{http1, http2};
 use hyper::header::{
@@ -200,9 +200,12 @@ impl Transport {
             },
             None => self.on_new_connection(request, deadline).await?,
         };
-        let answer = answer(self.target.protocol, response).await?;
-        connection.used = Instant::now();
-        *kept = Some(connection);
+        let (answer, is_complete) = answer(self.target.protocol, response).await?;
+        // Otherwise, the rest of it is still to come.
+        if is_complete {
+            connection.used = Instant::now();
+            *kept = Some(connection);
+        }
         Ok(answer)
     }
 
@@ -365,30 +368,53 @@ fn unframed(body: &Bytes) -> Bytes {
     }
 }
 
+/// What the exporter is told of an answer, and whether all of that was read.
+///
+/// A collector that answers with success most likely took what it was sent, however strange the
+/// rest of its answer: an error would have the exporter send it again.
 async fn answer(
     protocol: Protocol,
     response: Response<Incoming>,
-) -> Result<Response<Bytes>, String> {
+) -> Result<(Response<Bytes>, bool), String> {
     let (parts, body) = response.into_parts();
-    let collected = Limited::new(body, MAX_ANSWER)
-        .collect()
-        .await
-        .map_err(|error| format!("the answer cannot be read: {error}"))?;
+    let collected = match Limited::new(body, MAX_ANSWER).collect().await {
+        Ok(collected) => collected,
+        Err(error) if error.is::<LengthLimitError>() => {
+            let answer = if parts.status.is_success() {
+                let why = format!("the answer is longer than {} KiB", MAX_ANSWER >> 10);
+                refusal(false, why)
+            } else {
+                Response::from_parts(parts, Bytes::new())
+            };
+            return Ok((answer, false));
+        }
+        Err(error) => return Err(format!("the answer cannot be read: {error}")),
+    };
     let trailers = collected.trailers().cloned().unwrap_or_default();
     let body = collected.to_bytes();
-    if !parts.status.is_success() {
-        return Ok(Response::from_parts(parts, body));
-    }
-    if protocol == Protocol::Http {
-        return Ok(taken(body));
-    }
-    // An answer without a message has its trailers in place of headers.
-    let find = |name: &HeaderName| trailers.get(name).or(parts.headers.get(name)).cloned();
-    let code = find(&GRPC_STATUS)
-        .and_then(|value| value.to_str().ok()?.parse::<u32>().ok())
-        .ok_or("the answer is not gRPC (is this the port for http/protobuf?)")?;
+    let answer = if !parts.status.is_success() {
+        Response::from_parts(parts, body)
+    } else if protocol == Protocol::Http {
+        taken(body)
+    } else {
+        // An answer without a message has its trailers in place of headers.
+        called(body, |name| trailers.get(name).or(parts.headers.get(name)))
+    };
+    Ok((answer, true))
+}
+
+/// What came of a gRPC call.
+fn called<'a>(
+    body: Bytes,
+    find: impl Fn(&HeaderName) -> Option<&'a HeaderValue>,
+) -> Response<Bytes> {
+    let code = find(&GRPC_STATUS).and_then(|value| value.to_str().ok()?.parse::<u32>().ok());
+    let Some(code) = code else {
+        let why = "the answer is not gRPC (is this the port for http/protobuf?)";
+        return refusal(false, why.to_owned());
+    };
     if code == 0 {
-        return Ok(taken(unframed(&body)));
+        return taken(unframed(&body));
     }
     let mut why = format!(
         "the collector answers gRPC status {code}, {}",
@@ -402,7 +428,7 @@ async fn answer(
         why.push_str(": ");
         why.push_str(&message);
     }
-    Ok(refusal(is_passing(code), why))
+    refusal(is_passing(code), why)
 }
 
 /// An answer of success may still say that some of it was not taken: that is lost, and the exporter

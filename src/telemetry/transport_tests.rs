@@ -333,6 +333,14 @@ fn refusals_are_told_in_words_and_only_passing_ones_are_tried_again() {
         status: 404,
         ..not_grpc
     };
+    let long = Reply {
+        body: &[b' '; MAX_ANSWER + 1],
+        ..not_grpc
+    };
+    let long_refusal = Reply {
+        status: 403,
+        ..long
+    };
     let told = |protocol, reply| {
         let collector = collector(protocol, reply, 9);
         let address = format!("http://{}", collector.plain);
@@ -366,7 +374,7 @@ fn refusals_are_told_in_words_and_only_passing_ones_are_tried_again() {
         (
             Protocol::Grpc,
             not_grpc,
-            0,
+            400,
             "the answer is not gRPC (is this the port for http/protobuf?)",
         ),
         (
@@ -382,6 +390,24 @@ fn refusals_are_told_in_words_and_only_passing_ones_are_tried_again() {
             "the collector rejects 3 of them: too old",
         ),
         (
+            Protocol::Grpc,
+            long,
+            400,
+            "the answer is longer than 64 KiB",
+        ),
+        (
+            Protocol::Http,
+            long,
+            400,
+            "the answer is longer than 64 KiB",
+        ),
+        (
+            Protocol::Http,
+            long_refusal,
+            403,
+            "the collector answers 403 Forbidden",
+        ),
+        (
             Protocol::Http,
             not_found,
             404,
@@ -395,6 +421,50 @@ fn refusals_are_told_in_words_and_only_passing_ones_are_tried_again() {
         ),
     ] {
         assert_eq!(told(protocol, reply), (status, words.to_owned()));
+    }
+}
+
+#[test]
+fn what_a_collector_took_is_not_sent_again() {
+    // Each of them has the status 200, but is no answer of the protocol.
+    let strange = Reply {
+        headers: &[],
+        body: b"hello",
+        trailers: &[],
+        ..TAKEN
+    };
+    let long = Reply {
+        body: &[b' '; MAX_ANSWER + 1],
+        ..strange
+    };
+    for (protocol, reply, variables) in [
+        (Protocol::Grpc, strange, &[GRPC][..]),
+        (Protocol::Grpc, long, &[GRPC][..]),
+        (Protocol::Http, long, &[][..]),
+    ] {
+        let collector = collector(protocol, reply, 9);
+        let address = format!("http://{}/v1/logs", collector.plain);
+        export_a_line(&logs_to(&address, variables));
+        assert_eq!(collector.seen.try_iter().count(), 1, "{protocol:?}");
+    }
+}
+
+#[test]
+fn after_an_answer_that_is_too_long_the_next_request_gets_through() {
+    let long = Reply {
+        headers: &[],
+        body: &[b' '; MAX_ANSWER + 1],
+        trailers: &[],
+        ..TAKEN
+    };
+    for (protocol, variables) in [(Protocol::Http, &[][..]), (Protocol::Grpc, &[GRPC][..])] {
+        let collector = collector(protocol, long, 9);
+        let address = format!("http://{}", collector.plain);
+        let (transport, _) = transport(&address, variables);
+        for _ in 0..3 {
+            assert_eq!(post(&transport, None).unwrap().0, 400);
+        }
+        assert_eq!(collector.seen.try_iter().count(), 3);
     }
 }
 
