@@ -13,8 +13,13 @@ use super::names;
 const FIRST_ATTEMPTS: usize = 8;
 /// to so many of its last ones,
 const LAST_ATTEMPTS: usize = 40;
-/// and to so many relays and clients. An SDK drops what is beyond 128 links.
-const MAX_EFFECTS: usize = 64;
+/// to the first so many relays that were lost,
+const RELAYS: usize = 16;
+/// clients that were lost,
+const CLIENTS_LOST: usize = 40;
+/// and clients that have another path, of which there can be many without any harm, so that they
+/// must not take the place of the others. An SDK drops what is beyond 128 links.
+const CLIENTS_MOVED: usize = 8;
 
 /// An attempt to connect, for its link.
 #[derive(Debug, Clone)]
@@ -114,6 +119,15 @@ impl Affected {
             Self::Relay => "relay_lost",
             Self::ClientLost { .. } => "client_lost",
             Self::ClientMoved => "client_moved",
+        }
+    }
+
+    /// How many of the kind an outage links to.
+    const fn most(self) -> usize {
+        match self {
+            Self::Relay => RELAYS,
+            Self::ClientLost { .. } => CLIENTS_LOST,
+            Self::ClientMoved => CLIENTS_MOVED,
         }
     }
 }
@@ -219,7 +233,13 @@ impl<S: Span> Outage<S> {
     /// Something happened, and `span` tells it.
     pub fn affected(&mut self, effect: Effect, span: SpanContext) {
         self.toll.add(effect);
-        if self.effects.len() < MAX_EFFECTS && span.is_valid() {
+        let kind = effect.affected.as_str();
+        let alike = self
+            .effects
+            .iter()
+            .filter(|(other, _)| other.affected.as_str() == kind)
+            .count();
+        if alike < effect.affected.most() && span.is_valid() {
             self.effects.push((effect, span));
         }
     }

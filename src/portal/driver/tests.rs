@@ -646,3 +646,42 @@ fn links_of_an_outage_are_bounded_and_keep_its_beginning_and_its_end() {
         "500"
     );
 }
+
+#[test]
+fn clients_that_move_do_not_hide_what_was_lost() {
+    let exported = Exported::default();
+    let tracer = exported.provider().tracer("test");
+    let now = Instant::now();
+    let mut open = Outage::begin(&tracer, now, now);
+    let lost = |relayed| Affected::ClientLost { relayed };
+    let moved = std::iter::repeat_n(Affected::ClientMoved, 100);
+    let rest = [lost(false), Affected::Relay]
+        .into_iter()
+        .chain((0..100).map(|n| lost(n % 2 == 0)))
+        .chain(std::iter::repeat_n(Affected::Relay, 100));
+    for affected in moved.chain(rest) {
+        let span = tracer.start("other").span_context().clone();
+        let culprit = Culprit::Network;
+        open.affected(Effect { affected, culprit }, span);
+    }
+    let ended = EndedOutage {
+        since: now,
+        until: now,
+        cause: ErrorType::Dns,
+        last_cause: ErrorType::Dns,
+        failures: 1,
+        outcome: Outcome::Joined,
+    };
+    open.end(trace::end_of(&ended), &outage::Attempts::default());
+
+    let spans = exported.take();
+    let outage = spans.last().unwrap();
+    let links = links(outage);
+    let count = |kind: &str| links.iter().filter(|link| link.0 == kind).count();
+    assert_eq!(count("client_moved"), 8);
+    assert_eq!(count("client_lost"), 40);
+    assert_eq!(count("relay_lost"), 16);
+    assert_eq!(outage.links.dropped_count, 0);
+    let told = attribute(outage, "portal.outage.clients_lost");
+    assert_eq!(told.as_deref(), Some("101"));
+}
