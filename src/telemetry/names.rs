@@ -65,8 +65,8 @@ pub const PORTAL_OUTAGE_OUTCOME: &str = "portal.outage.outcome";
 /// Why a span is linked to or from an outage: `session` (the one that was lost), `attempt`,
 /// `relay_lost`, `client_lost`, `client_moved`, or `outage` for the way back.
 pub const PORTAL_OUTAGE_LINK: &str = "portal.outage.link";
-/// Whose doing it is that something ended during an outage: `portal`, `relay`, `network`, `client` or
-/// `expiry` (on links).
+/// Whose doing it is that something ended during an outage: `portal`, `relay`, `network`, `client`,
+/// `expiry` or `gateway` (on links).
 pub const PORTAL_OUTAGE_EFFECT_CAUSE: &str = "portal.outage.effect.cause";
 /// Clients that had a path when an outage began.
 pub const PORTAL_OUTAGE_CLIENTS: &str = "portal.outage.clients";
