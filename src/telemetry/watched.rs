@@ -1,6 +1,7 @@
 //! Notices when spans, metrics or log lines cannot be delivered, and says so rarely.
 
 use std::{
+    fmt,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -87,7 +88,6 @@ impl Complaints {
 }
 
 /// An exporter whose failures are counted and reported.
-#[derive(Debug)]
 pub struct Watched<E> {
     exporter: E,
     signal: Signal,
@@ -95,6 +95,17 @@ pub struct Watched<E> {
     /// Tells more than the exporter does.
     trouble: Trouble,
     complaints: Mutex<Complaints>,
+}
+
+impl<E> fmt::Debug for Watched<E> {
+    /// Without the exporter, which would show the headers that it sends.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watched")
+            .field("signal", &self.signal)
+            .field("failures", &self.failures)
+            .field("trouble", &self.trouble)
+            .finish_non_exhaustive()
+    }
 }
 
 impl<E> Watched<E> {
@@ -217,6 +228,18 @@ mod tests {
             lines += usize::from(say != Say::Nothing);
         }
         assert_eq!(lines, 4);
+    }
+
+    #[test]
+    fn what_the_exporter_holds_is_not_shown() {
+        let watched = Watched::new(
+            "authorization: hunter2",
+            Signal::Logs,
+            Failures::default(),
+            Trouble::default(),
+        );
+        let shown = format!("{watched:?}");
+        assert!(!shown.contains("hunter2"), "{shown}");
     }
 
     #[test]
