@@ -180,7 +180,7 @@ impl Story {
 
 /// Probes answer 503 with the text that is asked for.
 fn probe(lab: &Lab, name: &str) -> Result<String> {
-    let line = format!("curl -s 'http://127.0.0.1:8080/{name}?verbose'");
+    let line = format!("curl -s --max-time 5 'http://127.0.0.1:8080/{name}?verbose'");
     let answer = lab.net.try_output("gateway", &line)?;
     Ok(String::from_utf8_lossy(&answer.stdout).into_owned())
 }

@@ -136,7 +136,7 @@ fn the_trace_of_an_outage_tells_whom_it_cut_and_whom_something_else_did() -> Res
                 let status: Value = serde_json::from_str(&status)?;
                 let usable = status["relays"]
                     .as_array()
-                    .is_some_and(|all| all.iter().any(|relay| relay["state"] == "usable"));
+                    .is_some_and(|all| all.iter().any(|relay| relay["state"] == "allocated"));
                 let path = &status["clients"][0]["path"];
                 ensure!(!usable && path.is_null(), "{status}");
                 Ok(())
