@@ -221,9 +221,10 @@ impl Export {
         };
         if let Some(exporters) = env.var_lossy(signal.exporter()) {
             let mut exporters = exporters.split(',').map(str::trim);
-            if !exporters.clone().any(|exporter| exporter == "otlp") {
+            let is = |wanted| move |given: &str| given.eq_ignore_ascii_case(wanted);
+            if !exporters.clone().any(is("otlp")) {
                 let setting = signal.exporter();
-                return if exporters.any(|exporter| exporter == "none") {
+                return if exporters.any(is("none")) {
                     off(setting, "switched off")
                 } else {
                     mistaken(setting, "only otlp and none are supported".to_owned())
@@ -232,12 +233,12 @@ impl Export {
         }
         let protocol = match given(own.protocol, GENERAL.protocol) {
             None => Protocol::Http,
-            Some((variable, value)) => match value.as_str() {
+            Some((variable, value)) => match value.to_ascii_lowercase().as_str() {
                 "http/protobuf" => Protocol::Http,
                 "grpc" => Protocol::Grpc,
-                other => {
+                _ => {
                     let why = format!(
-                        "the protocol {other:?} is not supported; use http/protobuf, which \
+                        "the protocol {value:?} is not supported; use http/protobuf, which \
                          collectors take on port 4318, or grpc, on port 4317"
                     );
                     return mistaken(variable, why);
@@ -324,9 +325,10 @@ fn endpoint(
         Protocol::Grpc => "http://collector:4317",
     };
     let refused = || format!("the value is not a URL such as {example}");
+    // The endpoint of a signal has no path to append and is taken as it is.
     let text = match protocol {
-        Protocol::Http => format!("{}{path}", address.trim_end_matches('/')),
-        Protocol::Grpc => address.to_owned(),
+        Protocol::Http if !path.is_empty() => format!("{}{path}", address.trim_end_matches('/')),
+        Protocol::Http | Protocol::Grpc => address.to_owned(),
     };
     match Url::parse(&text) {
         Ok(mut url) if matches!(url.scheme(), "http" | "https") && url.has_host() => {
@@ -506,6 +508,10 @@ mod tests {
             endpoint(&[(ENDPOINT, "http://a"), (TRACES_ENDPOINT, "http://b/x")]),
             Some("http://b/x".into())
         );
+        assert_eq!(
+            endpoint(&[(TRACES_ENDPOINT, "http://b/x/")]),
+            Some("http://b/x/".into())
+        );
     }
 
     #[test]
@@ -520,7 +526,10 @@ mod tests {
             ("OTEL_TRACES_EXPORTER", "otlp", true),
             ("OTEL_TRACES_EXPORTER", "console, otlp", true),
             ("OTEL_TRACES_EXPORTER", "", true),
+            ("OTEL_TRACES_EXPORTER", "OTLP", true),
+            ("OTEL_TRACES_EXPORTER", "None", false),
             ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf", true),
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", "HTTP/Protobuf", true),
         ] {
             assert_eq!(
                 endpoint(&[on, (variable, value)]).is_some(),
@@ -535,7 +544,7 @@ mod tests {
         let on = (ENDPOINT, "http://c:4318");
         for variables in [
             vec![on, ("OTEL_TRACES_EXPORTER", "zipkin")],
-            vec![on, ("OTEL_EXPORTER_OTLP_PROTOCOL", "gRPC")],
+            vec![on, ("OTEL_EXPORTER_OTLP_PROTOCOL", "gRPC-web")],
             vec![on, ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/json")],
             vec![(ENDPOINT, "ftp://c:4318")],
             vec![(ENDPOINT, "collector:4318")],
@@ -566,6 +575,8 @@ mod tests {
         let protocol = |variables| decide(variables).target().unwrap().protocol;
         assert_eq!(protocol(&both), Protocol::Http);
         assert_eq!(protocol(&both[..2]), Protocol::Grpc);
+        let spelt = [both[0], ("OTEL_EXPORTER_OTLP_PROTOCOL", "gRPC")];
+        assert_eq!(protocol(&spelt), Protocol::Grpc);
         assert_eq!(protocol(&both[..1]), Protocol::Http);
     }
 
