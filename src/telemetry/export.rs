@@ -255,6 +255,19 @@ impl Export {
             Err(why) => return mistaken(setting, why),
         };
 
+        let certificate = given(own.certificate, GENERAL.certificate);
+        let chain = given(own.client_certificate, GENERAL.client_certificate);
+        let key = given(own.client_key, GENERAL.client_key);
+        // Taken for a path, the key itself would be in the error.
+        let pasted = [&certificate, &chain, &key]
+            .into_iter()
+            .flatten()
+            .find(|(_, value)| value.contains("-----BEGIN"));
+        if let Some((name, _)) = pasted {
+            let why = "the value is PEM itself instead of the path of a file with it";
+            return mistaken(name, why.to_owned());
+        }
+
         let mut notices = Vec::new();
         let headers = match given(own.headers, GENERAL.headers) {
             None => Vec::new(),
@@ -277,8 +290,6 @@ impl Export {
             }
             _ => false,
         };
-        let chain = given(own.client_certificate, GENERAL.client_certificate);
-        let key = given(own.client_key, GENERAL.client_key);
         let client = match (chain, key) {
             (Some((_, chain)), Some((_, key))) => Some((chain.into(), key.into())),
             (None, None) => None,
@@ -295,7 +306,7 @@ impl Export {
                 headers,
                 timeout: timeout.unwrap_or(DEFAULT_TIMEOUT),
                 gzip,
-                certificate: given(own.certificate, GENERAL.certificate).map(|(_, p)| p.into()),
+                certificate: certificate.map(|(_, path)| path.into()),
                 client,
             }),
             setting,
@@ -662,6 +673,21 @@ mod tests {
             ]
         );
         assert!(!format!("{notices:?}").contains("hunter2"), "{notices:?}");
+    }
+
+    #[test]
+    fn a_key_in_place_of_its_path_is_refused_without_being_shown() {
+        let key = "OTEL_EXPORTER_OTLP_CLIENT_KEY";
+        let decision = decide(&[
+            (ENDPOINT, "https://c:4318"),
+            ("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", "/us.pem"),
+            (key, "-----BEGIN PRIVATE KEY-----\nhunter2"),
+        ]);
+        assert!(
+            matches!(&decision, Export::Off { setting, mistaken: true, .. } if *setting == key),
+            "{decision:?}"
+        );
+        assert!(!format!("{decision:?}").contains("hunter2"), "{decision:?}");
     }
 
     #[test]
