@@ -151,7 +151,15 @@ pub(super) fn report(
 ) -> Report {
     let mut checks = Vec::new();
     let mut add = |name: &str, outcome: Outcome, hold: Duration| {
-        checks.push(tracker.settle(name, outcome, hold, now));
+        // What counts of the host differs between the questions, and so does what is remembered.
+        let key = match (probe, name) {
+            (Probe::Ready, "host") => "host/ready",
+            _ => name,
+        };
+        checks.push(CheckResult {
+            name: name.to_owned(),
+            ..tracker.settle(key, outcome, hold, now)
+        });
     };
     match probe {
         Probe::Live => {
@@ -364,6 +372,37 @@ mod tests {
 
         assert!(result.ok, "the second gap has only begun");
         assert!((result.since - 1000.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn readiness_counts_what_lasts_of_the_host_and_forgives_one_bad_look() {
+        let start = Instant::now();
+        let liveness = Liveness::new(start);
+        let mut tracker = Tracker::default();
+        let mut ask = |finding: &str, level: &str, seconds: f64| {
+            let status = Status {
+                host: vec![HostFinding {
+                    name: finding.to_owned(),
+                    level: level.to_owned(),
+                    ..HostFinding::default()
+                }],
+                ..Status::default()
+            };
+            // Asked for in turns, as the gateway itself does.
+            [Probe::Started, Probe::Ready].map(|probe| {
+                let report = report(probe, &status, &liveness, &mut tracker, at(start, seconds));
+                let mut checks = report.checks.iter();
+                checks.find(|check| check.name == "host").unwrap().ok
+            })
+        };
+        assert_eq!(ask("forwarding_ipv4", "ok", 0.0), [true, true]);
+        assert_eq!(ask("forwarding_ipv4", "error", 5.0), [false, true]);
+        assert_eq!(ask("forwarding_ipv4", "error", 10.0), [false, true]);
+        assert_eq!(ask("forwarding_ipv4", "error", 11.0), [false, false]);
+        assert_eq!(ask("forwarding_ipv4", "ok", 12.0), [true, true]);
+        for seconds in [20.0, 40.0] {
+            assert_eq!(ask("clock", "error", seconds), [false, true]);
+        }
     }
 
     #[test]
