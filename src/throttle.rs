@@ -35,22 +35,18 @@ impl Throttle {
         reason = "the inner one is a field of the log line, left out if there is nothing to tell"
     )]
     pub(crate) fn admit(&mut self, now: Instant) -> Option<Option<NonZeroU64>> {
-        self.earn(now);
-        if self.left == 0 {
-            self.held_back += 1;
-            return None;
-        }
-        self.spend(now);
-        Some(self.take())
+        self.admit_silently(now).then(|| self.take())
     }
 
     /// As [`Self::admit`] for a line that cannot tell how many were held back before it: that is
     /// left to [`Self::take`].
     pub(crate) fn admit_silently(&mut self, now: Instant) -> bool {
-        let held_back = self.held_back;
-        let admitted = self.admit(now).is_some();
+        self.earn(now);
+        let admitted = self.left > 0;
         if admitted {
-            self.held_back = held_back;
+            self.spend(now);
+        } else {
+            self.held_back += 1;
         }
         admitted
     }

@@ -10,6 +10,7 @@ use super::limits::MAX_REPORTS;
 use crate::flow_logs::Authorization;
 use crate::ids::{ClientId, ResourceId};
 use crate::packet::{Meta, protocol};
+use crate::throttle::Throttle;
 
 /// A flow that is silent for so long is told as ended, though it may go on (data-path spec §8.1).
 pub(super) const SILENCE: Duration = Duration::from_secs(120);
@@ -82,12 +83,24 @@ pub struct FlowEnd {
 }
 
 /// Reports on their way to flow logs.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Reports {
     waiting: VecDeque<FlowReport>,
     dropped: u64,
-    /// As much of `dropped` as the log tells of, and since when.
-    complained: (u64, Option<Instant>),
+    /// As much of `dropped` as the log tells of.
+    told: u64,
+    complaints: Throttle,
+}
+
+impl Default for Reports {
+    fn default() -> Self {
+        Self {
+            waiting: VecDeque::new(),
+            dropped: 0,
+            told: 0,
+            complaints: Throttle::MINUTELY,
+        }
+    }
 }
 
 impl Reports {
@@ -115,13 +128,9 @@ impl Reports {
 
     /// Tells in the log of what was dropped, once a minute at most.
     pub(super) fn complain(&mut self, now: Instant) {
-        const PAUSE: Duration = Duration::from_secs(60);
-
-        let (told, at) = self.complained;
-        let lately = at.is_some_and(|at| now.saturating_duration_since(at) < PAUSE);
-        if self.dropped > told && !lately {
-            self.complained = (self.dropped, Some(now));
-            let dropped = self.dropped - told;
+        if self.dropped > self.told && self.complaints.admit(now).is_some() {
+            let dropped = self.dropped - self.told;
+            self.told = self.dropped;
             tracing::warn!(
                 dropped,
                 "More flows than flow logs can be told of; some are not logged"

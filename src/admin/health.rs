@@ -87,9 +87,9 @@ impl Report {
 /// What a check says: a note if all is well, otherwise a reason.
 type Outcome = Result<String, String>;
 
-/// Remembers what each check said before.
+/// Remembers what each check said before, for each question: the same check may count differently.
 #[derive(Debug, Default)]
-pub(super) struct Tracker(BTreeMap<String, Seen>);
+pub(super) struct Tracker(BTreeMap<(&'static str, String), Seen>);
 
 #[derive(Debug)]
 struct Seen {
@@ -101,14 +101,23 @@ struct Seen {
 
 impl Tracker {
     #[cfg(test)]
-    pub(super) fn last(&self, name: &str) -> Option<bool> {
-        self.0.get(name).map(|seen| seen.ok)
+    pub(super) fn last(&self, probe: Probe, name: &str) -> Option<bool> {
+        let key = (probe.name(), name.to_owned());
+        self.0.get(&key).map(|seen| seen.ok)
     }
 
     /// Turns what a check says now into its result. A check that was good is held to be good until
     /// it has been bad for `hold`; one that has never been good is not.
-    fn settle(&mut self, name: &str, outcome: Outcome, hold: Duration, now: Moment) -> CheckResult {
-        let seen = self.0.entry(name.to_owned()).or_insert(Seen {
+    fn settle(
+        &mut self,
+        probe: Probe,
+        name: &str,
+        outcome: Outcome,
+        hold: Duration,
+        now: Moment,
+    ) -> CheckResult {
+        let key = (probe.name(), name.to_owned());
+        let seen = self.0.entry(key).or_insert(Seen {
             ok: outcome.is_ok(),
             since: now.unix,
             bad_from: None,
@@ -151,15 +160,7 @@ pub(super) fn report(
 ) -> Report {
     let mut checks = Vec::new();
     let mut add = |name: &str, outcome: Outcome, hold: Duration| {
-        // What counts of the host differs between the questions, and so does what is remembered.
-        let key = match (probe, name) {
-            (Probe::Ready, "host") => "host/ready",
-            _ => name,
-        };
-        checks.push(CheckResult {
-            name: name.to_owned(),
-            ..tracker.settle(key, outcome, hold, now)
-        });
+        checks.push(tracker.settle(probe, name, outcome, hold, now));
     };
     match probe {
         Probe::Live => {
@@ -208,6 +209,12 @@ fn turns(state: &LoopState) -> Outcome {
         Some(silent) => Err(format!("stuck: no sign of life for {} s", silent.as_secs())),
         None => Err("died; the log says of what".to_owned()),
     }
+}
+
+/// Whether this loop does not turn.
+pub(super) fn is_stuck(liveness: &Liveness, name: &str, now: Instant) -> bool {
+    let mut states = liveness.states(now).into_iter();
+    states.any(|state| state.name == name && turns(&state).is_err())
 }
 
 /// The loops that do not turn, with the reason.
@@ -348,12 +355,16 @@ mod tests {
     fn check_that_was_good_fails_only_after_the_hold() {
         let start = Instant::now();
         let mut tracker = Tracker::default();
-        tracker.settle("x", Ok(String::new()), HOLD, at(start, 0.0));
+        tracker.settle(Probe::Ready, "x", Ok(String::new()), HOLD, at(start, 0.0));
 
-        let held = tracker.settle("x", bad(), HOLD, at(start, 5.0));
+        let held = tracker.settle(Probe::Ready, "x", bad(), HOLD, at(start, 5.0));
         assert!(held.ok && held.reason == "about to fail: bad");
-        assert!(tracker.settle("x", bad(), HOLD, at(start, 5.9)).ok);
-        let failed = tracker.settle("x", bad(), HOLD, at(start, 6.0));
+        assert!(
+            tracker
+                .settle(Probe::Ready, "x", bad(), HOLD, at(start, 5.9))
+                .ok
+        );
+        let failed = tracker.settle(Probe::Ready, "x", bad(), HOLD, at(start, 6.0));
 
         assert!(!failed.ok);
         assert_eq!(failed.reason, "bad");
@@ -364,11 +375,11 @@ mod tests {
     fn gap_shorter_than_the_hold_changes_nothing() {
         let start = Instant::now();
         let mut tracker = Tracker::default();
-        tracker.settle("x", Ok(String::new()), HOLD, at(start, 0.0));
-        tracker.settle("x", bad(), HOLD, at(start, 5.0));
-        tracker.settle("x", Ok(String::new()), HOLD, at(start, 5.9));
+        tracker.settle(Probe::Ready, "x", Ok(String::new()), HOLD, at(start, 0.0));
+        tracker.settle(Probe::Ready, "x", bad(), HOLD, at(start, 5.0));
+        tracker.settle(Probe::Ready, "x", Ok(String::new()), HOLD, at(start, 5.9));
 
-        let result = tracker.settle("x", bad(), HOLD, at(start, 6.5));
+        let result = tracker.settle(Probe::Ready, "x", bad(), HOLD, at(start, 6.5));
 
         assert!(result.ok, "the second gap has only begun");
         assert!((result.since - 1000.0).abs() < 1e-6);
@@ -409,15 +420,19 @@ mod tests {
     fn check_that_was_never_good_is_not_held() {
         let start = Instant::now();
         let mut tracker = Tracker::default();
-        assert!(!tracker.settle("x", bad(), HOLD, at(start, 0.0)).ok);
+        assert!(
+            !tracker
+                .settle(Probe::Ready, "x", bad(), HOLD, at(start, 0.0))
+                .ok
+        );
     }
 
     #[test]
     fn failed_check_recovers_at_once_with_a_new_since() {
         let start = Instant::now();
         let mut tracker = Tracker::default();
-        tracker.settle("x", bad(), HOLD, at(start, 0.0));
-        let result = tracker.settle("x", Ok("fine".into()), HOLD, at(start, 7.0));
+        tracker.settle(Probe::Ready, "x", bad(), HOLD, at(start, 0.0));
+        let result = tracker.settle(Probe::Ready, "x", Ok("fine".into()), HOLD, at(start, 7.0));
         assert!(result.ok);
         assert!((result.since - 1007.0).abs() < 1e-6);
         assert_eq!(result.reason, "fine");

@@ -154,8 +154,8 @@ impl AdminState {
     pub async fn complete_status(&self) -> Arc<Status> {
         let latest = self.status();
         // While it shuts down, the slow path has other things to do; and stuck, it does nothing.
-        let stuck = |name: &String| name.starts_with("slow_path ");
-        if latest.draining || latest.stuck.iter().any(stuck) {
+        let stuck = health::is_stuck(&self.liveness, "slow_path", Moment::now().instant);
+        if latest.draining || stuck {
             return latest;
         }
         let Some(questions) = &self.questions else {
@@ -202,11 +202,11 @@ impl AdminState {
     }
 
     #[cfg(test)]
-    fn last_seen(&self, check: &str) -> Option<bool> {
+    fn last_seen(&self, probe: Probe, check: &str) -> Option<bool> {
         self.tracker
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .last(check)
+            .last(probe, check)
     }
 
     /// Lets the checks see each published status also when nobody asks, so that their since-when

@@ -449,35 +449,24 @@ impl<'a> Loader<'a> {
     /// What is left out after a mistake does not matter.
     fn listeners(&mut self, cli: &Settings) -> Listeners {
         let probes = self.probes(cli);
+        let default = || default_admin(probes);
         let admin = self.setting(
             (ADMIN_ADDR, "--admin-addr"),
             cli.admin_addr.as_deref(),
             "",
             values::admin_address,
-            |address| match address {
-                // Whoever is asked for nothing but probes by others is to be asked for nothing
-                // else by them.
-                None => match probes {
-                    None => "off".to_owned(),
-                    Some(probes) if probes.ip().is_loopback() => "health".to_owned(),
-                    Some(probes) => default_admin(probes).to_string(),
-                },
-                Some(AdminAddress::WithProbes) => "health".to_owned(),
-                Some(AdminAddress::Off) => "off".to_owned(),
-                Some(AdminAddress::At(place)) => place.to_string(),
+            |address| match address.clone().unwrap_or_else(default) {
+                AdminAddress::WithProbes if probes.is_none() => "off".to_owned(),
+                AdminAddress::WithProbes => "health".to_owned(),
+                AdminAddress::Off => "off".to_owned(),
+                AdminAddress::At(place) => place.to_string(),
             },
         );
         let with_probes = probes.map(Place::Tcp);
-        let place = match admin.clone().flatten() {
-            None => match probes {
-                Some(probes) if !probes.ip().is_loopback() => {
-                    Some(Place::Tcp(default_admin(probes)))
-                }
-                _ => with_probes.clone(),
-            },
-            Some(AdminAddress::WithProbes) => with_probes.clone(),
-            Some(AdminAddress::Off) => None,
-            Some(AdminAddress::At(place)) => Some(place),
+        let place = match admin.clone().flatten().unwrap_or_else(default) {
+            AdminAddress::WithProbes => with_probes.clone(),
+            AdminAddress::Off => None,
+            AdminAddress::At(place) => Some(place),
         };
         if let (Some(probes), Some(Place::Tcp(admin))) = (probes, &place)
             && probes != *admin
@@ -859,11 +848,15 @@ fn is_service_link(name: &str) -> bool {
 }
 
 /// Where everything but the probes is unless somebody says: next to the usual port of the probes, or next to
-/// that where the probes are there.
-fn default_admin(probes: SocketAddr) -> SocketAddr {
+/// that where the probes are there. Whoever is asked for no probes, or by nobody else, is to be asked for
+/// nothing else by others either.
+fn default_admin(probes: Option<SocketAddr>) -> AdminAddress {
+    let Some(probes) = probes.filter(|probes| !probes.ip().is_loopback()) else {
+        return AdminAddress::WithProbes;
+    };
     let mut address = DEFAULT_ADMIN_ADDR;
     if probes.port() == address.port() {
         address.set_port(address.port() + 1);
     }
-    address
+    AdminAddress::At(Place::Tcp(address))
 }

@@ -388,7 +388,10 @@ impl State {
             return;
         };
         self.drop_of(peer, reason);
-        if let Some(make) = answer {
+        // A scan is refused many answers; none of those is made.
+        if let Some(make) = answer
+            && peer.may_reply(self.now)
+        {
             let mut reply = [0; icmp::MAX_REPLY];
             if let Some(len) = make(&self.device.slot()[..len], &mut reply) {
                 self.answer(peer, tunn, &reply[..len]);
@@ -462,14 +465,13 @@ impl State {
 
     /// Tells the client's application why its packet went nowhere (data-path spec §5.3).
     fn answer(&mut self, peer: &Arc<Peer>, tunn: &mut Tunn, reply: &[u8]) {
-        if peer.may_reply(self.now)
-            && let Some(path) = peer.path()
-        {
-            if has_session(tunn) {
-                self.encrypt(peer, tunn, &path, reply);
-            } else {
-                self.drop_of(peer, DropReason::NoSession);
-            }
+        let Some(path) = peer.path() else {
+            return;
+        };
+        if has_session(tunn) {
+            self.encrypt(peer, tunn, &path, reply);
+        } else {
+            self.drop_of(peer, DropReason::NoSession);
         }
     }
 
@@ -522,37 +524,37 @@ impl State {
         if header.segmentation == Segmentation::None {
             match header.checksum.map(|sum| split::complete(packet, sum)) {
                 None | Some(Ok(())) => self.plain_packet(current, packet),
-                Some(Err(malformed)) => self.io.counters.count(malformed.into(), 1),
+                Some(Err(malformed)) => self.malformed(malformed, packet),
             }
             return;
         }
         match Split::new(header, packet) {
             Ok(packets) => self.super_packet(current, packets),
-            Err(malformed) => {
-                self.io.counters.count(malformed.into(), 1);
-                if malformed == Malformed::TooLong {
-                    self.answer_device(packet);
-                }
-            }
+            Err(malformed) => self.malformed(malformed, packet),
+        }
+    }
+
+    /// Counts what the device should not have handed over.
+    fn malformed(&mut self, malformed: Malformed, packet: &[u8]) {
+        self.io.counters.count(malformed.into(), 1);
+        if malformed == Malformed::TooLong {
+            self.answer_device(packet);
         }
     }
 
     fn plain_packet(&mut self, current: &mut Option<Sender>, packet: &mut [u8]) {
         let meta = match Meta::parse(packet) {
             Ok(meta) => meta,
-            Err(malformed) => {
-                self.io.counters.count(malformed.into(), 1);
-                if malformed == Malformed::TooLong {
-                    self.answer_device(packet);
-                }
-                return;
-            }
+            Err(malformed) => return self.malformed(malformed, packet),
         };
         let Some(mut to) = self.recipient(current, meta.dst, 1) else {
             return;
         };
         match self.admit_inbound(to.policy, &meta, packet) {
-            Ok(()) => self.send(&mut to, packet),
+            Ok(()) => {
+                let sent = self.send(&mut to, packet);
+                self.count_sent(to.peer, u64::from(sent > 0), sent);
+            }
             Err(denied) => self.drop_of(to.peer, denied.reason),
         }
     }
@@ -569,12 +571,16 @@ impl State {
             Err(denied) => return self.drops_of(to.peer, denied.reason, count),
         };
         let tick = to.policy.tick(self.now);
+        let (mut sent_packets, mut sent_bytes) = (0, 0);
         while let Some((meta, packet)) = packets.next_packet() {
             if let Some(flow) = &flow {
                 flow.pass_in(tick, &meta, packet);
             }
-            self.send(&mut to, packet);
+            let sent = self.send(&mut to, packet);
+            sent_packets += u64::from(sent > 0);
+            sent_bytes += sent;
         }
+        self.count_sent(to.peer, sent_packets, sent_bytes);
     }
 
     /// Who a packet from the device is for, with all that it takes to send it; counts what cannot be
@@ -618,13 +624,19 @@ impl State {
         None
     }
 
-    fn send(&mut self, to: &mut Recipient<'_>, packet: &[u8]) {
+    /// Returns the bytes that were encrypted, all or none.
+    fn send(&mut self, to: &mut Recipient<'_>, packet: &[u8]) -> u64 {
         if self.encrypt(to.peer, &mut to.tunn, to.path, packet) {
-            let len = packet.len() as u64;
-            to.peer.counters.traffic.sent(1, len);
-            self.passed.tx_packets += 1;
-            self.passed.tx_bytes += len;
+            packet.len() as u64
+        } else {
+            0
         }
+    }
+
+    fn count_sent(&mut self, peer: &Peer, packets: u64, bytes: u64) {
+        peer.counters.traffic.sent(packets, bytes);
+        self.passed.tx_packets += packets;
+        self.passed.tx_bytes += bytes;
     }
 
     /// Tells the sender of a packet that is too long for the tunnel how long it may be. Normally the

@@ -233,7 +233,9 @@ fn ask_gateway(bundle: &mut Bundle, arguments: &DiagnoseArgs, settings: &Setting
         }
         let answer = match admin::fetch(addr, settings, env, path) {
             // A probe that fails says what is wrong.
-            Ok(answer) if answer.code == 200 || (answer.code == 503 && path.contains('z')) => {
+            Ok(answer)
+                if answer.code == 200 || (answer.code == 503 && path.ends_with("?verbose")) =>
+            {
                 Ok(answer.body)
             }
             Ok(answer) => Err(format!("{path} answers {}: {}", answer.code, answer.body)),

@@ -5,6 +5,7 @@ use secrecy::ExposeSecret as _;
 use url::Url;
 
 use crate::config::{Env, Examination, Settings, admin_token};
+use crate::telemetry;
 
 const REMOVED: &str = "[REMOVED]";
 /// Shorter ones would tear holes into everything, and hide nothing.
@@ -60,7 +61,7 @@ fn headers(text: &str, found: &mut Vec<String>) {
         .filter_map(|pair| Some(pair.split_once('=')?.1))
     {
         let value = value.trim().trim_matches('"');
-        let decoded = form_decoded(value);
+        let decoded = telemetry::decode(value);
         // `Bearer TOKEN`: the token alone is one, too.
         found.extend(decoded.split_whitespace().skip(1).map(str::to_owned));
         found.push(decoded);
@@ -68,18 +69,11 @@ fn headers(text: &str, found: &mut Vec<String>) {
     }
 }
 
-fn form_decoded(value: &str) -> String {
-    let pairs = format!("v={}", value.replace('+', "%2B"));
-    let url = Url::parse(&format!("x:?{pairs}")).ok();
-    let decoded = url.and_then(|url| Some(url.query_pairs().next()?.1.into_owned()));
-    decoded.unwrap_or_else(|| value.to_owned())
-}
-
 fn password(text: &str, found: &mut Vec<String>) {
     if let Ok(url) = Url::parse(text)
         && let Some(password) = url.password()
     {
-        found.push(form_decoded(password));
+        found.push(telemetry::decode(password));
         found.push(password.to_owned());
     }
 }

@@ -27,13 +27,13 @@ impl HostStory {
     /// The host was looked at. What is mended is returned; so is what is found differently, such as
     /// an error that was a warning.
     pub(super) fn note(&mut self, now: Instant, found: &[HostFinding]) -> Vec<Lack> {
-        let lacks = |f: &&HostFinding| f.level != "ok";
+        let is_lacking = |f: &&HostFinding| f.level != "ok";
         // The words may tell the time, or a number that moves.
         let is_same = |a: &HostFinding, b: &HostFinding| (&a.name, &a.level) == (&b.name, &b.level);
         let goes_on = |(old, _): &(HostFinding, Instant)| found.iter().any(|f| is_same(f, old));
         let (open, over) = std::mem::take(&mut self.0).into_iter().partition(goes_on);
         self.0 = open;
-        for finding in found.iter().filter(lacks) {
+        for finding in found.iter().filter(is_lacking) {
             if !self.0.iter().any(|(old, _)| is_same(old, finding)) {
                 tell(finding);
                 self.0.push((finding.clone(), now));
@@ -44,29 +44,30 @@ impl HostStory {
                 tracing::info!(check = %old.name, "Mended on the host: {}", old.found);
             }
         }
-        self.lacks(now, over)
+        let still = |name: &str| self.0.iter().any(|(open, _)| open.name == name);
+        lacks(now, over, |name| !still(name))
     }
 
     /// The gateway ends; what the host lacks then is told as well.
     pub(super) fn end(&mut self, now: Instant) -> Vec<Lack> {
         let open = std::mem::take(&mut self.0);
-        self.0.clone_from(&open);
-        let lacks = self.lacks(now, open);
-        self.0.clear();
-        lacks
+        lacks(now, open, |_| false)
     }
+}
 
-    /// What is over; it is mended unless the same check still finds something.
-    fn lacks(&self, now: Instant, over: Vec<(HostFinding, Instant)>) -> Vec<Lack> {
-        over.into_iter()
-            .map(|(finding, since)| Lack {
-                mended: self.0.iter().all(|(open, _)| open.name != finding.name),
-                finding,
-                since,
-                until: now,
-            })
-            .collect()
-    }
+fn lacks(
+    now: Instant,
+    over: Vec<(HostFinding, Instant)>,
+    is_mended: impl Fn(&str) -> bool,
+) -> Vec<Lack> {
+    over.into_iter()
+        .map(|(finding, since)| Lack {
+            mended: is_mended(&finding.name),
+            finding,
+            since,
+            until: now,
+        })
+        .collect()
 }
 
 fn tell(finding: &HostFinding) {

@@ -422,7 +422,7 @@ fn instance_id(gateway_id: &str) -> String {
 }
 
 /// Values are percent-encoded (W3C Baggage); what is not well encoded is taken as it is.
-pub(super) fn decode(value: &str) -> String {
+pub(crate) fn decode(value: &str) -> String {
     let bytes = value.as_bytes();
     let mut decoded = Vec::with_capacity(bytes.len());
     let mut at = 0;

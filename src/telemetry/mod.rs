@@ -55,6 +55,7 @@ use tracing_subscriber::{
 };
 
 pub use self::control::{FilterError, LONGEST_FILTER, LogControl, parse_filter, read_filter};
+pub(crate) use self::export::decode;
 pub use self::export::{Endpoint, Export, Protocol, Signal, Target, resource_attributes};
 use self::{
     transport::{Transport, TransportError, Trouble},
