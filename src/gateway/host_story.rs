@@ -91,10 +91,9 @@ impl Lack {
                 KeyValue::new(names::HOST_MENDED, self.mended),
             ],
             events: Vec::new(),
-            outage: None,
             status: Status::error(self.finding.found),
         };
-        past.record(tracer, now);
+        past.record(tracer, now, None);
     }
 }
 

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use opentelemetry::trace::SpanContext;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
@@ -33,6 +34,7 @@ use crate::portal::login::{HostFacts, user_agent};
 use crate::portal::messages::{Egress, Interface};
 use crate::telemetry::durations::Durations;
 use crate::telemetry::{LogControl, past::TRACER};
+use crate::throttle::Throttle;
 
 /// Datagrams and control packets that wait for the slow path.
 const QUEUE: usize = 4096;
@@ -49,6 +51,10 @@ const ANSWER_FACTOR: u32 = 9;
 pub(super) const QUESTIONS: usize = 16;
 /// How often the host is looked at again, and the device tried again.
 const HOST_CHECK: Duration = Duration::from_secs(5);
+/// How many episodes may become spans at once; half of what the exporter's queue holds.
+const STORIES_AT_ONCE: u32 = 1024;
+/// The pause between two after that.
+const STORY_PAUSE: Duration = Duration::from_millis(20);
 /// How long the last flow logs may take to reach the disk.
 const FLOW_LOG_FAREWELL: Duration = Duration::from_millis(500);
 /// How long the spans of the last moments may take to leave.
@@ -264,6 +270,11 @@ struct SlowPath {
     ),
     host_story: HostStory,
     durations: Durations,
+    /// Of what becomes a span: the exporter's queue has an end, and what ends with thousands of
+    /// clients at once must not push out the outage that it belongs to.
+    stories: Throttle,
+    /// Of the lines about those that do not.
+    spanless: Throttle,
     token_seen: Option<FileVersion>,
     checked: Instant,
     checking: bool,
@@ -375,6 +386,8 @@ impl SlowPath {
             checks: mpsc::unbounded_channel(),
             host_story: HostStory::default(),
             durations: Durations::default(),
+            stories: Throttle::new(STORIES_AT_ONCE, STORY_PAUSE),
+            spanless: Throttle::MINUTELY,
             token_seen,
             checked: now,
             checking: false,
@@ -522,7 +535,15 @@ impl SlowPath {
             }
             let (tracer, outage) = (opentelemetry::global::tracer(TRACER), self.portal.outage());
             let effect = story.effect();
-            let span = story.record(&tracer, Instant::now(), outage);
+            let now = Instant::now();
+            let span = if self.stories.admit_silently(now) {
+                story.record(&tracer, now, outage)
+            } else {
+                if let Some(held_back) = self.spanless.admit(now) {
+                    tracing::info!(held_back, "Too much ends at once to have a span for each");
+                }
+                SpanContext::NONE
+            };
             if let Some(effect) = effect {
                 self.portal.outage_affected(effect, span);
             }
@@ -613,6 +634,9 @@ impl SlowPath {
             let (check, done) = (self.host.checker(&self.config), self.checks.0.clone());
             // Nobody waits for the result any more when the gateway is shutting down.
             tokio::task::spawn_blocking(move || done.send(check()));
+        }
+        if let Some(held_back) = self.spanless.overdue(now) {
+            tracing::info!(held_back, "Too much ended at once to have a span for each");
         }
         let wall = SystemTime::now();
         self.core.note_wall(now, wall);

@@ -389,7 +389,7 @@ impl Story {
             Self::SetUp(set_up) => connection(&set_up),
             Self::Path(path) => self::path(&path),
         };
-        Past { outage, ..past }.record(tracer, now)
+        past.record(tracer, now, outage)
     }
 }
 
@@ -419,7 +419,6 @@ fn path(path: &PathEpisode) -> Past {
         until: path.until,
         attributes,
         events: Vec::new(),
-        outage: None,
         status,
     }
 }
@@ -454,7 +453,6 @@ fn relay(episode: Episode) -> Past {
         until: episode.until,
         attributes,
         events: Vec::new(),
-        outage: None,
         status,
     }
 }
@@ -486,7 +484,6 @@ fn connection(set_up: &SetUp) -> Past {
             .into_iter()
             .filter_map(|(name, at)| Some((name, at?)))
             .collect(),
-        outage: None,
         status,
     }
 }

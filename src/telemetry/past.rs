@@ -24,15 +24,19 @@ pub struct Past {
     pub attributes: Vec<KeyValue>,
     /// What happened in it, and when.
     pub events: Vec<(&'static str, Instant)>,
-    /// The outage of the portal that was on when it ended.
-    pub outage: Option<SpanContext>,
     /// How it ended.
     pub status: Status,
 }
 
 impl Past {
-    /// Records it. `now` is the present, which dates everything else. Returns what others link to.
-    pub fn record<T: Tracer>(self, tracer: &T, now: Instant) -> SpanContext {
+    /// Records it, with a link to the outage of the portal that was on when it ended. `now` is the
+    /// present, which dates everything else. Returns what others link to.
+    pub fn record<T: Tracer>(
+        self,
+        tracer: &T,
+        now: Instant,
+        outage: Option<SpanContext>,
+    ) -> SpanContext {
         let wall = SystemTime::now();
         let date = |at: Instant| {
             wall.checked_sub(now.saturating_duration_since(at))
@@ -49,7 +53,7 @@ impl Past {
             .with_start_time(date(self.since))
             .with_attributes(self.attributes)
             .with_events(events)
-            .with_links(self.outage.map(outage_link).into_iter().collect())
+            .with_links(outage.map(outage_link).into_iter().collect())
             .start_with_context(tracer, &Context::new());
         span.set_status(self.status);
         span.end_with_timestamp(date(self.until));
