@@ -33,6 +33,10 @@ const DISCONNECT_GRACE: Duration = Duration::from_secs(2);
 /// Without inner packets for this long, checks slow down (data-path spec §2.8).
 const IDLE_AFTER: Duration = Duration::from_secs(20);
 
+/// A client that checks a pair again within this is not idle; one that is waits 25 s (data-path spec
+/// §2.4).
+const IDLE_CHECKS: Duration = Duration::from_secs(5);
+
 /// How long a candidate may be on its way to the client.
 const TELLING: Duration = Duration::from_secs(1);
 
@@ -267,8 +271,13 @@ impl Connection {
 
     /// Something happened on this connection; checks go back to their fast pace.
     pub(super) fn touch(&mut self, now: Instant) {
+        self.wake(now);
         self.last_activity = now;
+    }
+
+    fn wake(&mut self, now: Instant) {
         if self.idle {
+            self.last_activity = now;
             self.idle = false;
             let is_quick = self.in_use.is_some() && self.is_path_relayed();
             self.quick_since = is_quick.then_some(now);
@@ -561,7 +570,13 @@ impl Connection {
             if is_new && is_direct && is_valid_candidate(local) {
                 self.add_host(local);
             }
-            self.pairs.asked((local, remote), message.use_candidate());
+            let ends = (local, remote);
+            let pause = self.pairs.asked(now, ends, message.use_candidate());
+            // It has something to send; the path it sends on may be dead, and we would be the last
+            // to notice.
+            if pause.is_some_and(|pause| pause < IDLE_CHECKS) {
+                self.wake(now);
+            }
         } else if accepted && message.is_successful_binding_response() {
             self.pairs.answered(now, (local, remote));
             // Who answers says how it sees us, which makes a candidate.

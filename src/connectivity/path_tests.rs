@@ -42,7 +42,7 @@ struct World {
     /// Whether candidates get through, which takes the portal.
     portal: bool,
     waiting: Vec<Event>,
-    /// The client believes the connection idle or not; both ends agree here.
+    /// Whether packets pass.
     active: bool,
     next_second: Instant,
     /// How late timers are noticed.
@@ -144,6 +144,25 @@ impl World {
             offers: 0,
             withdrawals: 0,
         }
+    }
+
+    /// The client's pace of checks (data-path spec §2.4), and whether packets pass.
+    fn set_active(&mut self, active: bool) {
+        self.set_client_active(active);
+        self.active = active;
+    }
+
+    fn set_client_active(&mut self, active: bool) {
+        let (initial, max, retransmits) = if active {
+            (250, 1500, 12)
+        } else {
+            (25_000, 25_000, 4)
+        };
+        self.client
+            .set_initial_stun_rto(Duration::from_millis(initial));
+        self.client.set_max_stun_rto(Duration::from_millis(max));
+        self.client.set_max_stun_retransmits(retransmits);
+        self.client.handle_timeout(self.now);
     }
 
     /// What the portal does when the client asks for access.
@@ -528,15 +547,42 @@ fn while_nothing_is_sent_nobody_looks_for_a_better_path() {
     let mut w = World::new();
     w.direct_loss = 1.0;
     w.run(6.0);
-    w.active = false;
+    w.set_active(false);
     w.run(30.0);
     w.offers = 0;
     w.run(3600.0);
     assert_eq!(w.offers, 0);
-    w.active = true;
+    w.set_active(true);
     w.direct_loss = 0.0;
     w.run(15.0);
     assert_eq!(w.kind(), Some(PathKind::Direct));
+}
+
+/// Its packets do not arrive, but its checks of other pairs do.
+#[test]
+fn a_client_that_wakes_up_on_a_dead_path_wakes_the_gateway() {
+    let mut w = World::new();
+    w.set_active(false);
+    w.run(120.0);
+    w.direct_loss = 1.0;
+    w.run(5.0);
+    assert_eq!(w.kind(), Some(PathKind::Direct));
+    w.set_client_active(true);
+    w.run(6.0);
+    let (after, kind) = w.paths[0];
+    assert_eq!(kind, PathKind::RelayLocal);
+    assert!(after <= Duration::from_secs(6), "{after:?}");
+    assert_ne!(w.client_sends_to.unwrap().1, sock(GATEWAY));
+}
+
+#[test]
+fn a_client_that_checks_as_idle_ones_do_leaves_the_gateway_idle() {
+    let mut w = World::new();
+    w.set_active(false);
+    w.run(60.0);
+    w.wake_ups = 0;
+    w.run(3600.0);
+    assert!(w.wake_ups < 1000, "{}", w.wake_ups);
 }
 
 #[test]
@@ -1048,7 +1094,7 @@ fn schedule(seed: u64) {
                 story.push(format!("portal: {}", w.portal));
             }
             8 => {
-                w.active ^= true;
+                w.set_active(!w.active);
                 story.push(format!("active: {}", w.active));
             }
             9 => {
@@ -1092,7 +1138,7 @@ fn schedule(seed: u64) {
     }
     w.direct_loss = 0.0;
     w.portal = true;
-    w.active = true;
+    w.set_active(true);
     for relay in &mut w.relays {
         relay.silent = false;
     }

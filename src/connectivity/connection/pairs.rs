@@ -18,6 +18,8 @@ pub(super) struct Pair {
     pub(super) nominated: bool,
     /// When an answer to one of our checks came last: proof of both directions.
     pub(super) answered: Option<Instant>,
+    /// When the client checked it last.
+    asked: Option<Instant>,
 }
 
 impl Pair {
@@ -27,6 +29,7 @@ impl Pair {
             ends,
             nominated: false,
             answered: None,
+            asked: None,
         }
     }
 
@@ -60,10 +63,17 @@ impl Pairs {
         self.watched_since = now;
     }
 
-    /// The client checked a pair.
-    pub(super) fn asked(&mut self, ends: Ends, use_candidate: bool) {
+    /// The client checked a pair. Returns how long after the last time, if it has before.
+    pub(super) fn asked(
+        &mut self,
+        now: Instant,
+        ends: Ends,
+        use_candidate: bool,
+    ) -> Option<Duration> {
         let pair = self.pair(ends);
         pair.nominated |= use_candidate;
+        let before = pair.asked.replace(now)?;
+        Some(now.saturating_duration_since(before))
     }
 
     /// The client answered a check.
@@ -157,7 +167,7 @@ mod tests {
         let start = Instant::now();
         let mut pairs = Pairs::new(start);
         assert_eq!(pairs.alive_until(ends(1), LIMIT), None);
-        pairs.asked(ends(1), true);
+        assert_eq!(pairs.asked(start, ends(1), true), None);
         assert_eq!(pairs.alive_until(ends(1), LIMIT), None, "one way only");
         pairs.answered(start, ends(1));
         assert_eq!(pairs.alive_until(ends(1), LIMIT), Some(start + LIMIT));
@@ -168,6 +178,16 @@ mod tests {
             pairs.alive(start + LIMIT, LIMIT).next(),
             Some((ends(1), true))
         );
+    }
+
+    #[test]
+    fn pauses_between_a_clients_checks_are_those_of_one_pair() {
+        let start = Instant::now();
+        let mut pairs = Pairs::new(start);
+        assert_eq!(pairs.asked(start, ends(1), false), None);
+        assert_eq!(pairs.asked(start + TICK, ends(2), false), None);
+        let pause = pairs.asked(start + LIMIT, ends(1), false);
+        assert_eq!(pause, Some(LIMIT));
     }
 
     #[test]
@@ -190,7 +210,7 @@ mod tests {
         let start = Instant::now();
         let mut pairs = Pairs::new(start);
         for n in 0..1000 {
-            pairs.asked(ends(n), false);
+            pairs.asked(start, ends(n), false);
             if n % 2 == 0 {
                 pairs.answered(start + TICK * u32::from(n), ends(n));
             }
