@@ -783,6 +783,11 @@ impl Core {
         self.paths.clients()
     }
 
+    /// How much flow logs were not told, for lack of room.
+    pub fn flow_reports_dropped(&self) -> u64 {
+        self.access.reports_dropped()
+    }
+
     /// How long something took.
     pub fn poll_timing(&mut self) -> Option<Timing> {
         self.timings.pop_front()

@@ -87,7 +87,10 @@ pub fn build(
             limited: dns.limited,
             ignored: dns.ignored,
         },
-        flow_logs: flow_logs(&around.flow_logs),
+        flow_logs: flow_logs(
+            &around.flow_logs,
+            core.map_or(0, Core::flow_reports_dropped),
+        ),
         dropped,
     }
 }
@@ -107,12 +110,14 @@ fn traffic(counters: &[Arc<Counters>]) -> TrafficStatus {
     }
 }
 
-fn flow_logs(counters: &FlowLogCounters) -> FlowLogStatus {
+/// `untold` did not even become records.
+fn flow_logs(counters: &FlowLogCounters, untold: u64) -> FlowLogStatus {
     FlowLogStatus {
         written: counters.written,
         uploaded: counters.uploaded,
         upload_failures: counters.upload_failures,
-        dropped: counters.dropped_queue_full
+        dropped: untold
+            + counters.dropped_queue_full
             + counters.dropped_spool_full
             + counters.write_errors
             + counters.rejected
