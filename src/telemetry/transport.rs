@@ -20,7 +20,7 @@ use hyper::header::{
     AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, TE,
 };
 use hyper::{Request, Response, StatusCode, Version};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::TokioIo;
 use opentelemetry_http::{HttpClient, HttpError};
 use prost::Message as _;
 use rustls::ClientConfig;
@@ -85,15 +85,38 @@ impl Sender {
     }
 }
 
+/// What runs for one connection, and ends with it. A request that the collector does not take to
+/// its end would hold on to an HTTP/2 connection for ever.
+#[derive(Clone, Default)]
+struct Tasks(Arc<Mutex<Vec<AbortHandle>>>);
+
+impl Tasks {
+    fn spawn(&self, task: impl Future<Output: Send> + Send + 'static) {
+        let mut handles = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        handles.retain(|handle| !handle.is_finished());
+        handles.push(tokio::spawn(task).abort_handle());
+    }
+}
+
+impl<F> hyper::rt::Executor<F> for Tasks
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    fn execute(&self, task: F) {
+        self.spawn(task);
+    }
+}
+
 struct Connection {
     sender: Sender,
     used: Instant,
-    driver: AbortHandle,
+    tasks: Tasks,
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.driver.abort();
+        let handles = self.tasks.0.lock().unwrap_or_else(PoisonError::into_inner);
+        handles.iter().for_each(AbortHandle::abort);
     }
 }
 
@@ -239,31 +262,26 @@ impl Transport {
             None => Box::new(tcp),
         };
         let failed = |error: hyper::Error| self.failed("connection", &error);
-        // Requests in progress learn of its errors themselves.
-        let (sender, driver) = match self.target.protocol {
+        let tasks = Tasks::default();
+        let io = TokioIo::new(stream);
+        // Requests in progress learn of the connection's errors themselves.
+        let sender = match self.target.protocol {
             Protocol::Http => {
-                let (sender, driver) = http1::handshake(TokioIo::new(stream))
-                    .await
-                    .map_err(failed)?;
-                (
-                    Sender::Http(sender),
-                    tokio::spawn(async { drop(driver.await) }),
-                )
+                let (sender, driver) = http1::handshake(io).await.map_err(failed)?;
+                tasks.spawn(driver);
+                Sender::Http(sender)
             }
             Protocol::Grpc => {
-                let (sender, driver) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
-                    .await
-                    .map_err(failed)?;
-                (
-                    Sender::Grpc(sender),
-                    tokio::spawn(async { drop(driver.await) }),
-                )
+                let handshake = http2::handshake(tasks.clone(), io);
+                let (sender, driver) = handshake.await.map_err(failed)?;
+                tasks.spawn(driver);
+                Sender::Grpc(sender)
             }
         };
         Ok(Connection {
             sender,
             used: Instant::now(),
-            driver: driver.abort_handle(),
+            tasks,
         })
     }
 

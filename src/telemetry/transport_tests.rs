@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::convert::Infallible;
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
@@ -143,8 +144,9 @@ fn collector(protocol: Protocol, reply: Reply, per_connection: usize) -> Collect
                             }
                         }
                         Protocol::Grpc => {
-                            let server =
-                                hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                            let server = hyper::server::conn::http2::Builder::new(
+                                hyper_util::rt::TokioExecutor::new(),
+                            );
                             tokio::select! {
                                 _ = server.serve_connection(io, service) => {}
                                 () = end => {}
@@ -512,6 +514,44 @@ fn a_collector_that_does_not_answer_is_given_up_in_time() {
             begin.elapsed()
         );
         assert_eq!(trouble.get().unwrap(), "no answer within 0.3 s");
+    }
+}
+
+/// One that lets everything come and reads none of it: HTTP/2 would wait for room to say goodbye.
+#[test]
+fn a_collector_that_is_stuck_keeps_no_connection() {
+    let stuck = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", stuck.local_addr().unwrap());
+    let accepted = thread::spawn(move || {
+        let accept = || {
+            let (mut stream, _) = stuck.accept().unwrap();
+            // SETTINGS with the largest window for streams, WINDOW_UPDATE for the connection
+            // (RFC 9113 §6.5.2, §6.9).
+            let settings = [0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 4, 0x7f, 0xff, 0xff, 0xff];
+            let window = [0, 0, 4, 8, 0, 0, 0, 0, 0, 0x7f, 0, 0, 0];
+            stream
+                .write_all(&[&settings[..], &window].concat())
+                .unwrap();
+            stream
+        };
+        [accept(), accept()]
+    });
+    let limit = ("OTEL_EXPORTER_OTLP_LOGS_TIMEOUT", "300");
+    let (transport, _) = transport(&address, &[limit, GRPC]);
+    let long = || {
+        Request::post("/")
+            .body(Bytes::from(vec![0; 32 << 20]))
+            .unwrap()
+    };
+    assert!(transport.send(long()).is_err());
+    // What was given up ends when there is something to do again.
+    assert!(transport.send(long()).is_err());
+    let [mut first, _second] = accepted.join().unwrap();
+    first
+        .set_read_timeout(Some(Duration::from_secs(5)))
+        .unwrap();
+    if let Err(error) = std::io::copy(&mut first, &mut std::io::sink()) {
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
     }
 }
 
