@@ -17,7 +17,7 @@ impl FileVersion {
     pub(crate) fn of(path: &Path) -> Option<Self> {
         use std::os::unix::fs::MetadataExt as _;
 
-        let metadata = std::fs::metadata(path).ok()?;
+        let metadata = crate::kept_files::metadata(path).ok()?;
         Some(Self {
             modified: metadata.modified().ok()?,
             inode: metadata.ino(),

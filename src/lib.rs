@@ -20,6 +20,7 @@ mod fuzzing;
 pub mod gateway;
 pub mod host;
 pub mod ids;
+pub mod kept_files;
 pub mod net;
 pub mod packet;
 pub mod portal;

@@ -9,6 +9,8 @@ use base64::engine::general_purpose::STANDARD;
 use secrecy::{ExposeSecret as _, SecretString};
 use sha2::{Digest as _, Sha256};
 
+use crate::kept_files;
+
 /// Longest token in bytes.
 const LONGEST: u64 = 4096;
 
@@ -44,7 +46,7 @@ impl AdminToken {
 
         let unusable = |problem| Err(io::Error::new(io::ErrorKind::InvalidData, problem));
         let mut bytes = Vec::new();
-        std::fs::File::open(&self.0)?
+        kept_files::open(&self.0)?
             .take(LONGEST + 1)
             .read_to_end(&mut bytes)?;
         if bytes.len() as u64 > LONGEST {

@@ -2,12 +2,13 @@
 
 use std::{
     fmt,
-    fs::File,
     io::{self, Read as _},
     path::{Path, PathBuf},
 };
 
 use secrecy::SecretString;
+
+use crate::kept_files;
 
 /// Name of the systemd credential, and of the variable.
 pub(super) const NAME: &str = "FIREZONE_TOKEN";
@@ -87,7 +88,7 @@ pub(super) fn read(path: &Path) -> Result<SecretString, TokenError> {
         path: path.to_owned(),
         error,
     };
-    let file = File::open(path).map_err(failed)?;
+    let file = kept_files::open(path).map_err(failed)?;
     if file.metadata().map_err(failed)?.is_dir() {
         return Err(TokenError::Directory(path.to_owned()));
     }

@@ -1,7 +1,6 @@
 //! What can be done about log lines while the process runs.
 
 use std::fmt;
-use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,6 +11,7 @@ use tracing_subscriber::filter::ParseError;
 
 use super::libraries::Libraries;
 use super::recent::Recent;
+use crate::kept_files;
 
 /// Longest filter in bytes.
 pub const LONGEST_FILTER: usize = 4096;
@@ -97,7 +97,7 @@ pub fn parse_filter(text: &str) -> Result<(String, EnvFilter), FilterError> {
 /// See [`FilterError`].
 pub fn read_filter(path: &Path) -> Result<String, FilterError> {
     let mut bytes = Vec::new();
-    File::open(path)?
+    kept_files::open(path)?
         .take(LONGEST_FILTER as u64 + 1)
         .read_to_end(&mut bytes)?;
     let text = String::from_utf8(bytes).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;

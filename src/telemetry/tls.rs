@@ -1,5 +1,6 @@
 //! TLS towards a collector: whom to trust, and who we are.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -8,6 +9,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 
 use super::export::{Protocol, Target};
+use crate::kept_files;
 use crate::portal::dial::{roots, tls_builder};
 
 /// Why a certificate or key cannot be used. Never holds what is in the file: of a key file without
@@ -48,7 +50,9 @@ pub(super) fn config(target: &Target) -> Result<Arc<ClientConfig>, CertificateEr
     let mut config = match &target.client {
         None => builder.with_no_client_auth(),
         Some((chain, key)) => {
-            let private = PrivateKeyDer::from_pem_file(key).map_err(file(key, "key"))?;
+            let private = open(key)
+                .and_then(PrivateKeyDer::from_pem_reader)
+                .map_err(file(key, "key"))?;
             // Asked first, for its errors do not say whether they are about the key.
             builder
                 .crypto_provider()
@@ -71,14 +75,17 @@ pub(super) fn config(target: &Target) -> Result<Arc<ClientConfig>, CertificateEr
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, CertificateError> {
     let failed = || file(path, "certificate");
-    let all: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path)
-        .map_err(failed())?
-        .collect();
+    let all: Result<Vec<_>, _> =
+        CertificateDer::pem_reader_iter(open(path).map_err(failed())?).collect();
     let all = all.map_err(failed())?;
     if all.is_empty() {
         return Err(failed()(pem::Error::NoItemsFound));
     }
     Ok(all)
+}
+
+fn open(path: &Path) -> Result<impl Read, pem::Error> {
+    kept_files::open(path).map_err(pem::Error::Io)
 }
 
 /// In words of our own.
