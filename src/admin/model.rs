@@ -166,6 +166,10 @@ pub struct PortalStatus {
     pub joins: u64,
     /// Connection attempts since start.
     pub attempts: u64,
+    /// By how many seconds the portal's clock is ahead of ours; negative if it is behind, `None` while
+    /// it has not told the time.
+    #[serde(default)]
+    pub clock_ahead: Option<f64>,
 }
 
 /// An outage of the portal channel that is over.

@@ -32,6 +32,7 @@ pub(crate) use self::answer::parse_retry_after;
 pub(crate) use self::transport::Io;
 pub use self::transport::Transport;
 use self::transport::lend;
+use super::clock::PortalClock;
 use super::error::{ErrorType, Failure};
 use super::login::{self, LoginUrl};
 use crate::telemetry::names;
@@ -60,6 +61,8 @@ pub struct DialRequest {
     pub user_agent: String,
     /// See [`tls_config`].
     pub tls: Arc<ClientConfig>,
+    /// Told what time the portal has.
+    pub clock: PortalClock,
 }
 
 /// TLS settings with [`roots`].
@@ -142,7 +145,11 @@ pub async fn dial(request: DialRequest) -> Result<Socket, Failure> {
             { names::ERROR_TYPE } = field::Empty,
             { names::OTEL_STATUS_CODE } = field::Empty
         );
-        step(span, handshake(tcp, login.host(), request.tls, deadline)).await?
+        step(
+            span,
+            handshake(tcp, login.host(), Arc::clone(&request.tls), deadline),
+        )
+        .await?
     } else {
         Box::new(tcp)
     };
@@ -153,7 +160,7 @@ pub async fn dial(request: DialRequest) -> Result<Socket, Failure> {
     );
     step(
         span,
-        upgrade(stream, login, &url, bearer, &request.user_agent, deadline),
+        upgrade(stream, login, &url, bearer, &request, deadline),
     )
     .await
 }
@@ -324,7 +331,7 @@ async fn upgrade(
     login: &LoginUrl,
     url: &SecretString,
     bearer: HeaderValue,
-    user_agent: &str,
+    dial: &DialRequest,
     deadline: Instant,
 ) -> Result<Socket, Failure> {
     let request = Request::builder()
@@ -334,7 +341,7 @@ async fn upgrade(
         .header("Upgrade", "websocket")
         .header("Sec-WebSocket-Version", "13")
         .header("Sec-WebSocket-Key", generate_key())
-        .header("User-Agent", user_agent)
+        .header("User-Agent", &dial.user_agent)
         .header("X-Authorization", bearer)
         .body(())
         .map_err(|e| Failure::new(ErrorType::Other, format!("cannot form a request: {e}")))?;
@@ -359,7 +366,12 @@ async fn upgrade(
         )
     })?;
     match result {
-        Ok((socket, _)) => Ok(socket),
+        Ok((socket, response)) => {
+            // Only now is it sure that it was the portal who answered.
+            dial.clock
+                .note(response.headers(), Instant::now().into_std());
+            Ok(socket)
+        }
         Err(WsError::Http(response)) => {
             let (parts, body) = response.into_parts();
             let body = answer::read_body(

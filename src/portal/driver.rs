@@ -26,6 +26,7 @@ use self::trace::Trace;
 use super::channel::{
     Action, CLOSE_NORMAL, Channel, ChannelConfig, CloseCause, Counters, Event, Milestone, NotJoined,
 };
+use super::clock::PortalClock;
 use super::dial::{DialRequest, Socket, dial, tls_config};
 use super::error::Failure;
 use super::history::History;
@@ -74,6 +75,7 @@ pub struct Driver {
     trace: Trace,
     history: History,
     durations: Durations,
+    clock: PortalClock,
     /// When the present attempt began.
     attempt_since: Option<Instant>,
 }
@@ -123,6 +125,7 @@ impl Driver {
             trace: Trace::new(&login_v2),
             history: History::default(),
             durations: Durations::default(),
+            clock: PortalClock::default(),
             attempt_since: None,
             login_v1,
             login_v2,
@@ -196,6 +199,7 @@ impl Driver {
         PortalStatus {
             outages: self.history.status(now, wall),
             recent_attempts: self.history.attempts(now, wall),
+            clock_ahead: self.clock.ahead(now, wall),
             ..self.channel.status(now, wall)
         }
     }
@@ -275,6 +279,7 @@ impl Driver {
                         token: self.token.clone(),
                         user_agent: self.user_agent.clone(),
                         tls: Arc::clone(&self.tls),
+                        clock: self.clock.clone(),
                     };
                     self.attempt_since = Some(now());
                     let span = self.trace.attempt(&attempt);

@@ -4,6 +4,7 @@
 //! attempt and the spans. The rest of the gateway talks to the driver only.
 
 pub mod channel;
+pub mod clock;
 pub mod dial;
 pub mod driver;
 pub mod error;

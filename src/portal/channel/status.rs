@@ -23,6 +23,7 @@ impl Channel {
         PortalStatus {
             outages: Vec::new(),
             recent_attempts: Vec::new(),
+            clock_ahead: None,
             url: self.url().to_owned(),
             state: self.current_state(),
             since: date(self.state_since.unwrap_or(now)),

@@ -55,6 +55,7 @@ fn request(url: &Url) -> DialRequest {
         token: SecretString::from(".tok\nen"),
         user_agent: "Linux/6.1 gateway/1.6.0 (x86_64; 6.1)".to_owned(),
         tls: tls_config_with(RootCertStore::empty()),
+        clock: PortalClock::default(),
     }
 }
 
@@ -301,4 +302,43 @@ async fn a_server_without_tls_is_tls_and_not_tls_cert() {
 fn built_in_roots_are_there_without_any_system_roots() {
     assert!(webpki_roots::TLS_SERVER_ROOTS.len() > 50);
     let _ = tls_config();
+}
+
+#[tokio::test]
+#[expect(clippy::result_large_err, reason = "the library's own type")]
+async fn the_clock_of_a_portal_that_takes_us_is_noted_and_of_nobody_else() {
+    use tokio_tungstenite::accept_hdr_async;
+    use tokio_tungstenite::tungstenite::handshake::server::{Request, Response};
+
+    const DATE: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
+    let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
+    let ahead = |clock: &PortalClock| clock.ahead(Instant::now().into_std(), wall);
+
+    let (listener, url) = listen().await;
+    let refusal = async {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let answer = format!("HTTP/1.1 302 Found\r\nDate: {DATE}\r\nContent-Length: 0\r\n\r\n");
+        stream.write_all(answer.as_bytes()).await.unwrap();
+        stream
+    };
+    let dialled = request(&url);
+    let clock = dialled.clock.clone();
+    tokio::join!(refusal, failure(dialled));
+    assert_eq!(ahead(&clock), None, "perhaps a captive portal");
+
+    let portal = async {
+        let (stream, _) = listener.accept().await.unwrap();
+        let dated = |_: &Request, mut response: Response| {
+            let headers = response.headers_mut();
+            headers.insert("date", DATE.parse().unwrap());
+            Ok(response)
+        };
+        accept_hdr_async(stream, dated).await.unwrap()
+    };
+    let dialled = request(&url);
+    let clock = dialled.clock.clone();
+    let (_portal, socket) = tokio::join!(portal, dial(dialled));
+    socket.unwrap();
+    let ahead = ahead(&clock).unwrap();
+    assert!((0.0..10.0).contains(&ahead), "{ahead}");
 }
