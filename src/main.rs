@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, IsTerminal as _, Write as _},
+    path::Path,
     process::ExitCode,
 };
 
@@ -9,10 +10,15 @@ use clap::Parser as _;
 use firezone_gateway::{
     admin,
     config::{
-        Cli, Command, Config, ExitStatus, Host, ProcessEnv, Settings, examine, print_examination,
-        print_mistakes,
+        self, Cli, Command, Config, ExitStatus, Host, ProcessEnv, Settings, examine,
+        print_examination, print_mistakes,
     },
-    diagnose, gateway, telemetry,
+    diagnose, gateway,
+    host::{
+        preflight::{self, Level, Platform},
+        privileges::{self, Outcome},
+    },
+    telemetry,
 };
 
 fn main() -> ExitCode {
@@ -61,6 +67,8 @@ fn main() -> ExitCode {
 }
 
 fn run(settings: &Settings) -> io::Result<ExitStatus> {
+    // Before the settings are read: some files may be for this group only.
+    let rights = privileges::begin(config::user(settings, &ProcessEnv));
     let mut config = match Config::load(settings, &ProcessEnv, &Host::here()) {
         Ok(config) => config,
         Err(mistakes) => {
@@ -68,7 +76,17 @@ fn run(settings: &Settings) -> io::Result<ExitStatus> {
             return Ok(ExitStatus::Config);
         }
     };
+    gateway::hand_over_state(&mut config, &rights);
     config.keep_identity();
+    let mut prepared = match gateway::Prepared::open(&config) {
+        Ok(prepared) => prepared,
+        Err(error) => {
+            complain(&error.to_string());
+            return Ok(ExitStatus::Failure);
+        }
+    };
+    // Before there are threads: each would keep the rights of its own.
+    let outcome = gateway::leave_root(&mut config, &mut prepared, rights);
     let telemetry = match telemetry::init(&config.telemetry) {
         Ok(telemetry) => telemetry,
         Err(error) => {
@@ -79,10 +97,13 @@ fn run(settings: &Settings) -> io::Result<ExitStatus> {
     for notice in &config.notices {
         tracing::warn!(setting = notice.setting, "{}", notice.message);
     }
+    if let Outcome::Left(user) = outcome {
+        tracing::info!(%user, "Left root");
+    }
     // Fails only if one is installed already, and then there is one.
     let _ = rustls::crypto::ring::default_provider().install_default();
 
-    match gateway::run(config, telemetry) {
+    match gateway::run(config, prepared, telemetry) {
         Ok(status) => Ok(status),
         Err(error) => {
             // The log may be gone by now: its guard was handed over.
@@ -93,13 +114,36 @@ fn run(settings: &Settings) -> io::Result<ExitStatus> {
 }
 
 fn check_config(settings: &Settings) -> io::Result<ExitStatus> {
+    let rights = privileges::begin(config::user(settings, &ProcessEnv));
     let examination = examine(settings, &ProcessEnv, &Host::here());
-    print_examination(&mut io::stdout().lock(), &examination)?;
-    Ok(if examination.mistakes.is_empty() {
-        ExitStatus::Ok
-    } else {
-        ExitStatus::Config
-    })
+    let mut out = io::stdout().lock();
+    print_examination(&mut out, &examination)?;
+    let Some(mut config) = examination.config else {
+        return Ok(ExitStatus::Config);
+    };
+    if !config.check_host {
+        return Ok(ExitStatus::Ok);
+    }
+    let findings = gateway::check_host(&mut config, rights);
+    let platform = Platform::detect(Path::new("/"));
+    let count = |level| findings.iter().filter(|f| f.level == level).count();
+    write!(
+        out,
+        "\nThe host:\n{}\n",
+        preflight::render(&findings, platform)
+    )?;
+    match (count(Level::Error), count(Level::Warning)) {
+        (0, 0) => writeln!(out, "The host has everything.")?,
+        (0, warnings) => writeln!(out, "The host will do, with warnings: {warnings}.")?,
+        (errors, _) => {
+            writeln!(
+                out,
+                "The host lacks what the gateway needs; errors: {errors}."
+            )?;
+            return Ok(ExitStatus::HostLacks);
+        }
+    }
+    Ok(ExitStatus::Ok)
 }
 
 /// Colour is for terminals whose user has not asked for none (no-color.org).

@@ -10,13 +10,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::process::Command;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 use firezone_gateway::device::{DeviceError, Options, Tun};
 use firezone_gateway::host::network::{Configured, Network, NetworkError};
 use firezone_gateway::host::nft::{self, NftError};
-use firezone_gateway::host::preflight::{self, Check, Environment, ForwardPolicy, Level, Nftables};
+use firezone_gateway::host::preflight::{self, Check, Environment, Level, Nftables};
 use rustix::thread::{CapabilitySet, UnshareFlags};
 use serde_json::{Value, json};
 
@@ -469,13 +469,9 @@ fn chains_of_others_that_drop_forwarded_packets_are_found_and_the_fix_works() {
         assert_eq!(nft::forward_drops().unwrap(), ["ip filter FORWARD"]);
 
         let findings = preflight::run(&Environment {
-            root: "/".into(),
-            state_directory: std::env::temp_dir(),
-            now: SystemTime::now(),
             nftables: Nftables::Unused,
-            forward_policy: ForwardPolicy::Probe,
-            link: TUN,
-            make_tun_device: false,
+            may_make: false,
+            ..Environment::of_this_host(std::env::temp_dir(), TUN)
         });
         let finding = findings
             .into_iter()
@@ -614,12 +610,7 @@ fn missing_tun_device_is_made_and_the_kernel_takes_the_rules() {
         let root = tempfile::tempdir().unwrap();
         let findings = preflight::run(&Environment {
             root: root.path().to_owned(),
-            state_directory: "/var/lib/firezone".into(),
-            now: SystemTime::now(),
-            nftables: Nftables::Probe,
-            forward_policy: ForwardPolicy::Probe,
-            link: TUN,
-            make_tun_device: true,
+            ..Environment::of_this_host("/var/lib/firezone", TUN)
         });
         for check in [Check::TunDevice, Check::Nftables, Check::ForwardPolicy] {
             let finding = findings.iter().find(|f| f.check == check).unwrap();

@@ -3,8 +3,8 @@
 
 use std::{
     fmt, fs, io,
-    net::SocketAddr,
-    os::unix::fs::FileTypeExt as _,
+    net::{self, SocketAddr},
+    os::unix::{self, fs::FileTypeExt as _},
     path::{Path, PathBuf},
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
@@ -16,7 +16,7 @@ use axum::{
     extract::connect_info::Connected,
     serve::{IncomingStream, Listener},
 };
-use rustix::{fs::Mode, process::umask};
+use rustix::{fs::Mode, net::listen, process::umask};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
@@ -26,6 +26,8 @@ use tokio::{
 
 /// Connections at a time; more wait in the kernel's backlog.
 const CONNECTIONS: usize = 256;
+/// How many may wait there. The standard library asks for 128, and cannot be told otherwise.
+const BACKLOG: i32 = 1024;
 /// Time from accepting a connection to the end of its one answer.
 const LIFETIME: Duration = Duration::from_secs(5);
 /// Whom a Unix socket is for: its owner and group, to read and write.
@@ -55,6 +57,48 @@ impl From<SocketAddr> for Place {
     }
 }
 
+/// A listening socket that no runtime knows yet: it may take rights to open it, and those are gone
+/// before there are threads.
+#[derive(Debug)]
+pub struct Opened(OpenedKind);
+
+#[derive(Debug)]
+enum OpenedKind {
+    Tcp(net::TcpListener),
+    Unix(unix::net::UnixListener),
+}
+
+impl Opened {
+    pub(super) fn at(place: &Place) -> io::Result<Self> {
+        let opened = match place {
+            Place::Tcp(address) => {
+                let listener = net::TcpListener::bind(address)?;
+                listener.set_nonblocking(true)?;
+                listen(&listener, BACKLOG)?;
+                OpenedKind::Tcp(listener)
+            }
+            Place::Unix(path) => {
+                let listener = bind_unix(path)?;
+                listener.set_nonblocking(true)?;
+                listen(&listener, BACKLOG)?;
+                OpenedKind::Unix(listener)
+            }
+        };
+        Ok(Self(opened))
+    }
+
+    /// Has the runtime that this is called in wait for connections.
+    ///
+    /// # Errors
+    /// When the runtime cannot.
+    pub fn listen(self) -> io::Result<Socket> {
+        Ok(match self.0 {
+            OpenedKind::Tcp(listener) => Socket::Tcp(TcpListener::from_std(listener)?),
+            OpenedKind::Unix(listener) => Socket::Unix(UnixListener::from_std(listener)?),
+        })
+    }
+}
+
 /// An open listening socket.
 #[derive(Debug)]
 pub enum Socket {
@@ -65,13 +109,6 @@ pub enum Socket {
 }
 
 impl Socket {
-    pub(super) async fn bind(place: &Place) -> io::Result<Self> {
-        match place {
-            Place::Tcp(address) => Ok(Self::Tcp(TcpListener::bind(address).await?)),
-            Place::Unix(path) => Ok(Self::Unix(bind_unix(path)?)),
-        }
-    }
-
     /// Where it listens.
     ///
     /// # Errors
@@ -89,9 +126,9 @@ impl Socket {
 }
 
 /// A socket that was left behind is replaced, one that somebody answers at is not.
-fn bind_unix(path: &Path) -> io::Result<UnixListener> {
+fn bind_unix(path: &Path) -> io::Result<unix::net::UnixListener> {
     if fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
-        match std::os::unix::net::UnixStream::connect(path) {
+        match unix::net::UnixStream::connect(path) {
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                 fs::remove_file(path)?;
             }
@@ -101,7 +138,7 @@ fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     // Not changed afterwards: somebody else could be faster. It is of the whole process, but nothing
     // else makes files while the listeners are opened.
     let usual = umask(NOT_FOR_OTHERS);
-    let listener = UnixListener::bind(path);
+    let listener = unix::net::UnixListener::bind(path);
     umask(usual);
     listener
 }

@@ -31,7 +31,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 pub use self::{
     client::{AskError, ask, fetch, healthcheck, log_filter, status},
     health::{CheckResult, Moment, Report},
-    listener::{Place, Socket},
+    listener::{Opened, Place, Socket},
     liveness::{Heartbeat, Liveness},
     table::render as render_status,
     token::AdminToken,
@@ -240,13 +240,22 @@ pub struct BindError {
     pub error: io::Error,
 }
 
+/// Opens the listening socket, before there is a runtime.
+///
+/// # Errors
+/// As [`bind`].
+pub fn open(place: impl Into<Place>) -> Result<Opened, BindError> {
+    let place = place.into();
+    Opened::at(&place).map_err(|error| BindError { place, error })
+}
+
 /// Opens the listening socket.
 ///
 /// # Errors
 /// The address is taken or not one of this host, or the path of a Unix socket cannot be had.
 pub async fn bind(place: impl Into<Place>) -> Result<Socket, BindError> {
     let place = place.into();
-    match Socket::bind(&place).await {
+    match Opened::at(&place).and_then(Opened::listen) {
         Ok(socket) => Ok(socket),
         Err(error) => Err(BindError { place, error }),
     }

@@ -150,6 +150,10 @@ impl Page {
             printable(&status.version)
         ));
         self.line(format!("id {}", printable(&status.id)));
+        let rights = status.host.iter().find(|f| f.name == "privileges");
+        if let Some(rights) = rights.filter(|f| f.level == "ok") {
+            self.line(format!("running as {}", printable(&rights.found)));
+        }
         for stuck in &status.stuck {
             let stuck = self.paint(Paint::Bad, &printable(stuck));
             self.line(format!("not alive: {stuck}"));
@@ -623,11 +627,19 @@ mod tests {
                 kernel_drops: KernelDrops::default(),
                 ..DeviceStatus::default()
             },
-            host: vec![HostFinding {
-                name: "tun".into(),
-                level: "ok".into(),
-                ..HostFinding::default()
-            }],
+            host: vec![
+                HostFinding {
+                    name: "tun".into(),
+                    level: "ok".into(),
+                    ..HostFinding::default()
+                },
+                HostFinding {
+                    name: "privileges".into(),
+                    level: "ok".into(),
+                    found: "user 65532, group 65532, capability NET_ADMIN, no_new_privs".into(),
+                    ..HostFinding::default()
+                },
+            ],
             ..Status::default()
         }
     }
@@ -637,6 +649,7 @@ mod tests {
         let expected = "\
 edge-7  firezone-gateway 1.6.0, up 3h 12m
 id 5f0ce1
+running as user 65532, group 65532, capability NET_ADMIN, no_new_privs
 
 Portal
   joined for 12m 0s  wss://portal.example

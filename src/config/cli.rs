@@ -29,7 +29,7 @@ OTEL_LOGS_EXPORTER=none turn it off. docs/telemetry.md has all variables.
 
 Exit status: 0 ended on request or check passed; 1 failed while running or check not passed; \
 2 wrong usage or configuration; 77 token refused (with --exit-on-auth-failure); \
-78 the host lacks something (with --strict).";
+78 the host lacks something (with --strict, or found by check-config).";
 
 /// Zero-trust WireGuard gateway that interoperates with Firezone.
 #[derive(Debug, Clone, Parser)]
@@ -79,7 +79,9 @@ pub enum Command {
     ///
     /// Also where no gateway runs: the archive tells what is missing and why.
     Diagnose(DiagnoseArgs),
-    /// Show the settings in force and every mistake in them, without starting anything.
+    /// Show the settings in force and every mistake in them, and look at the host as the gateway would,
+    /// without starting or changing anything; also beside a gateway that runs. Exit status 0, 2 for
+    /// wrong settings, 78 if the host lacks something. --no-check leaves the host out.
     CheckConfig {
         /// Settings after the sub-command's name.
         #[command(flatten)]
@@ -400,6 +402,14 @@ pub struct Settings {
     #[arg(long, value_name = "BYTES", help_heading = DEVICE)]
     pub udp_recv_buffer_size: Option<String>,
 
+    /// Whom to become when started as root: `uid` or `uid:gid`, by number; `none` stays root. The
+    /// gateway then opens what needs root, keeps NET_ADMIN and can never get more. Without the
+    /// capabilities SETUID and SETGID it stays root and says so.
+    ///
+    /// [env: FIREZONE_USER] [default: none; in the container image: 65532:65532]
+    #[arg(long, value_name = "UID[:GID]", help_heading = BEHAVIOUR)]
+    pub user: Option<String>,
+
     /// End with status 78 when the host lacks something (a capability, /dev/net/tun, forwarding).
     /// Otherwise the gateway stays up, not started, and says which line of the compose file is
     /// missing.
@@ -462,6 +472,7 @@ impl Settings {
             no_inc_buf: self.no_inc_buf.or(before.no_inc_buf),
             udp_send_buffer_size: self.udp_send_buffer_size.or(before.udp_send_buffer_size),
             udp_recv_buffer_size: self.udp_recv_buffer_size.or(before.udp_recv_buffer_size),
+            user: self.user.or(before.user),
             strict: self.strict.or(before.strict),
             no_check: self.no_check || before.no_check,
             flow_logs: self.flow_logs.or(before.flow_logs),

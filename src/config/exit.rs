@@ -16,7 +16,7 @@ pub enum ExitStatus {
     /// set.
     AuthFailure,
     /// 78 (`EX_CONFIG` of sysexits): the host lacks something that the gateway needs, and
-    /// `--strict` is set.
+    /// `--strict` is set or `check-config` was to find out.
     HostLacks,
 }
 

@@ -19,11 +19,13 @@ use super::{
     values::{self, AdminAddress, Wrong, wrong},
 };
 use crate::admin::{AdminToken, Place};
+use crate::host::privileges::User;
 use crate::telemetry::{self, Export, Signal};
 
 const TOKEN_FILE: &str = "FIREZONE_TOKEN_FILE";
 const HEALTH_CHECK_ADDR: &str = "HEALTH_CHECK_ADDR";
 const ADMIN_ADDR: &str = "FIREZONE_ADMIN_ADDR";
+const USER: &str = "FIREZONE_USER";
 const LOG_FILTER_FILE: &str = "FIREZONE_LOG_FILTER_FILE";
 
 /// Variables with our prefix that mean something; any other is probably misspelt.
@@ -49,6 +51,7 @@ const KNOWN: &[&str] = &[
     "FIREZONE_UDP_RECV_BUFFER_SIZE",
     "FIREZONE_EXIT_ON_AUTH_FAILURE",
     "FIREZONE_STRICT",
+    USER,
     "FIREZONE_NO_TELEMETRY",
     "FIREZONE_FLOW_LOGS",
     "FIREZONE_METRICS",
@@ -146,6 +149,12 @@ pub fn admin_token(settings: &Settings, env: &dyn Env) -> Result<Option<AdminTok
         Some(mistake) => Err(mistake),
         None => Ok(token.flatten()),
     }
+}
+
+/// Whom to become when started as root, for those who have to know before the settings are read that
+/// only this user may read. Mistakes are left to [`examine`].
+pub fn user(settings: &Settings, env: &dyn Env) -> Option<User> {
+    Loader::new(env).user(settings).flatten()
 }
 
 /// A value as given, and by which flag if not by the variable.
@@ -296,6 +305,7 @@ impl<'a> Loader<'a> {
             values::buffer_size,
             usize::to_string,
         );
+        let user = self.user(cli);
         let strict = self.boolean(("FIREZONE_STRICT", "--strict"), cli.strict.as_deref());
         let flow_logs = self.boolean(
             ("FIREZONE_FLOW_LOGS", "--flow-logs"),
@@ -333,6 +343,8 @@ impl<'a> Loader<'a> {
             raise_buffer_limits: !no_inc_buf?,
             udp_send_buffer: udp_send_buffer?,
             udp_recv_buffer: udp_recv_buffer?,
+            user: user?,
+            stays_root: None,
             strict: strict?,
             flow_logs: flow_logs?,
             check_host: !cli.no_check,
@@ -502,6 +514,16 @@ impl<'a> Loader<'a> {
             },
         )
         .flatten()
+    }
+
+    fn user(&mut self, cli: &Settings) -> Option<Option<User>> {
+        self.setting(
+            (USER, "--user"),
+            cli.user.as_deref(),
+            "none",
+            values::user,
+            |user| user.map_or_else(|| "none".to_owned(), |user| user.to_string()),
+        )
     }
 
     fn admin_token(&mut self, cli: &Settings) -> Option<Option<AdminToken>> {

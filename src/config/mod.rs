@@ -24,7 +24,7 @@ pub use self::{
     env::{Env, FixedEnv, NotUnicode, ProcessEnv},
     exit::ExitStatus,
     identity::{Identity, IdentitySource},
-    load::{Examination, Host, SettingShown, admin_listeners, admin_token, examine},
+    load::{Examination, Host, SettingShown, admin_listeners, admin_token, examine, user},
     mistake::{Mistake, Notice},
     report::{print_examination, print_mistakes},
     token::{TokenError, TokenSource},
@@ -32,6 +32,7 @@ pub use self::{
 use crate::access::OpenPorts;
 use crate::admin::{AdminToken, Place};
 use crate::host::constants;
+use crate::host::privileges::User;
 use crate::telemetry;
 
 /// Address of the hosted portal.
@@ -93,6 +94,10 @@ pub struct Config {
     pub udp_send_buffer: usize,
     /// Receive buffer to ask for, in bytes.
     pub udp_recv_buffer: usize,
+    /// Whom to become when started as root; `None` stays as it was started.
+    pub user: Option<User>,
+    /// Why the process is root although `user` is set; `None` while nobody has tried.
+    pub stays_root: Option<String>,
     /// End the process with [`ExitStatus::HostLacks`] when the host lacks something.
     pub strict: bool,
     /// Write every flow's beginning and end to the log, whatever the portal says.

@@ -74,6 +74,7 @@ fn defaults_are_those_of_the_stock_gateway_where_it_has_them() {
     assert_eq!(config.name, "edge-host");
     assert!(config.raise_buffer_limits && config.check_host);
     assert!(!config.strict && !config.exit_on_auth_failure);
+    assert_eq!(config.user, None);
     assert_eq!(config.telemetry.log_format, LogFormat::Human);
     assert_eq!(config.telemetry.log_filter, "info");
     assert_eq!(config.notices, []);
@@ -98,6 +99,7 @@ fn every_variable_arrives() {
         ("FIREZONE_NO_INC_BUF", "1"),
         ("FIREZONE_UDP_SEND_BUFFER_SIZE", "131072"),
         ("FIREZONE_UDP_RECV_BUFFER_SIZE", "262144"),
+        ("FIREZONE_USER", "65532:65533"),
         ("FIREZONE_STRICT", "TRUE"),
         ("FIREZONE_FLOW_LOGS", "true"),
     ]);
@@ -121,6 +123,7 @@ fn every_variable_arrives() {
     assert!(!config.raise_buffer_limits);
     assert_eq!(config.udp_send_buffer, 131_072);
     assert_eq!(config.udp_recv_buffer, 262_144);
+    assert_eq!(config.user.unwrap().to_string(), "65532:65533");
     assert!(config.strict && config.flow_logs);
     assert_eq!(config.identity.id, "edge-7");
     assert_eq!(config.notices, []);
@@ -147,6 +150,7 @@ fn every_flag_arrives_and_beats_its_variable() {
         "--no-inc-buf",
         "--udp-send-buffer-size=65536",
         "--udp-recv-buffer-size=65537",
+        "--user=1000",
         "--strict=true",
         "--no-check",
     ]);
@@ -156,6 +160,7 @@ fn every_flag_arrives_and_beats_its_variable() {
         ("FIREZONE_MAX_PARTITION_TIME", "1h"),
         ("FIREZONE_EXIT_ON_AUTH_FAILURE", "false"),
         ("HEALTH_CHECK_ADDR", "0.0.0.0:1"),
+        ("FIREZONE_USER", "none"),
         ("FIREZONE_STRICT", "false"),
     ]);
 
@@ -173,6 +178,7 @@ fn every_flag_arrives_and_beats_its_variable() {
     assert_eq!(config.tun_name, "flag0");
     assert_eq!(config.udp_port, 0);
     assert!(!config.raise_buffer_limits && !config.check_host);
+    assert_eq!(config.user.unwrap().to_string(), "1000:1000");
     assert_eq!(config.udp_send_buffer, 65536);
     assert_eq!(config.udp_recv_buffer, 65537);
 }
@@ -287,6 +293,22 @@ fn each_wrong_value_is_named_with_what_to_set() {
             "1",
             "not a buffer size",
             "bytes",
+        ),
+        (
+            "FIREZONE_USER",
+            "nobody",
+            "not a user by number",
+            "65532:65532",
+        ),
+        ("FIREZONE_USER", "0", "would be root", "none"),
+        ("FIREZONE_USER", "65532:0", "in its group", "65532:65532"),
+        ("FIREZONE_USER", "65532:", "not a user by number", "none"),
+        // "Leave it as it is", to the kernel.
+        (
+            "FIREZONE_USER",
+            "4294967295",
+            "not a user by number",
+            "none",
         ),
         ("FIREZONE_STRICT", "2", "neither true nor false", "=true"),
     ] {
@@ -952,5 +974,19 @@ fn an_address_that_the_admin_server_cannot_have_is_a_mistake() {
             mistake.starts_with("FIREZONE_ADMIN_ADDR") && mistake.contains(problem),
             "{mistake}"
         );
+    }
+}
+
+#[test]
+fn the_user_is_known_before_the_rest_is_read_and_mistakes_are_left_to_the_rest() {
+    let variables = |value| env(&[("FIREZONE_USER", value), ("FIREZONE_UDP_PORT", "x")]);
+    let of = |value| user(&Settings::default(), &variables(value));
+    assert_eq!(
+        of("65532:65533"),
+        load(&[("FIREZONE_USER", "65532:65533")]).user
+    );
+    assert!(of("65532:65533").is_some());
+    for none in ["none", "KEEP", "", "nobody"] {
+        assert_eq!(of(none), None, "{none}");
     }
 }

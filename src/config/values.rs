@@ -6,6 +6,7 @@ use url::Url;
 
 use crate::access::{NotAPort, OpenPorts};
 use crate::admin::{AdminToken, Place};
+use crate::host::privileges::User;
 use crate::telemetry;
 
 use super::{LogFormat, Offloads, mistake::shown};
@@ -57,6 +58,26 @@ pub(super) fn partition_time(text: &str) -> Result<Option<Duration>, Wrong> {
         ),
         Ok(time) => Ok(Some(time)),
         Err(error) => wrong(format!("{} is not a duration ({error})", shown(text)), FIX),
+    }
+}
+
+/// Whom to become when started as root; `none` for nobody else.
+pub(super) fn user(text: &str) -> Result<Option<User>, Wrong> {
+    const FIX: &str =
+        "Set it to the numbers of a user and a group, such as 65532:65532, or to none.";
+    if matches!(text.to_ascii_lowercase().as_str(), "none" | "keep") {
+        return Ok(None);
+    }
+    let (uid, gid) = text.split_once(':').unwrap_or((text, text));
+    // The kernel takes the last one for "leave it as it is".
+    let id = |text: &str| text.parse().ok().filter(|id| *id != u32::MAX);
+    match (id(uid), id(gid)) {
+        (Some(0), _) | (_, Some(0)) => wrong(
+            format!("{} would be root, or in its group", shown(text)),
+            FIX,
+        ),
+        (Some(uid), Some(gid)) => Ok(Some(User { uid, gid })),
+        _ => wrong(format!("{} is not a user by number", shown(text)), FIX),
     }
 }
 

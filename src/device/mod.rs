@@ -8,6 +8,7 @@ pub mod virtio;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
 
 use rustix::io::IoSlice;
 use tun::AbstractDevice as _;
@@ -24,6 +25,8 @@ const F_TSO_ECN: libc::c_ulong = 0x08;
 const F_USO4: libc::c_ulong = 0x20;
 const F_USO6: libc::c_ulong = 0x40;
 const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
+/// For [`probe`]; the kernel puts a number in place of `%d`.
+const PROBE_NAME: &str = "fzcheck%d";
 /// Refuse a device that exists.
 const IFF_TUN_EXCL: libc::c_int = 0x8000;
 const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
@@ -90,6 +93,44 @@ pub struct Offloads {
     pub uso: bool,
 }
 
+/// Descriptors of `/dev/net/tun` for a user who may not open it, opened by one who may. Each makes one
+/// queue.
+#[derive(Debug, Default)]
+pub struct Nodes(Mutex<Vec<OwnedFd>>);
+
+impl Nodes {
+    /// Opens so many; fewer, or none, where that cannot be done.
+    pub fn open(count: usize) -> Self {
+        Self(Mutex::new(
+            (0..count).map_while(|_| open_node().ok()).collect(),
+        ))
+    }
+
+    /// Lets go of them if they can be opened anew at any time.
+    pub fn let_go_if_open(&self) {
+        if open_node().is_ok() {
+            self.kept().clear();
+        }
+    }
+
+    /// Whether there are any.
+    pub fn are_there(&self) -> bool {
+        !self.kept().is_empty()
+    }
+
+    fn kept(&self) -> std::sync::MutexGuard<'_, Vec<OwnedFd>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One that was kept, or else a new one; and which of both it is.
+    fn take(&self) -> io::Result<(OwnedFd, bool)> {
+        match self.kept().pop() {
+            Some(fd) => Ok((fd, true)),
+            None => Ok((open_node()?, false)),
+        }
+    }
+}
+
 /// A TUN device whose queues never block.
 pub struct Tun {
     queues: Vec<Queue>,
@@ -112,8 +153,17 @@ impl Tun {
     /// # Errors
     /// See [`DeviceError`]; each names what is missing.
     pub fn create(name: &str, options: Options) -> Result<Self, DeviceError> {
+        Self::create_from(&Nodes::default(), name, options)
+    }
+
+    /// As [`Self::create`], with `nodes` as far as there are any.
+    ///
+    /// # Errors
+    /// As [`Self::create`]; what was taken of `nodes` is then there again, but for a device of several
+    /// queues.
+    pub fn create_from(nodes: &Nodes, name: &str, options: Options) -> Result<Self, DeviceError> {
         let error = |e: io::Error| DeviceError::from_io(&e, name);
-        let (queues, name, offloads) = open(name, options).map_err(error)?;
+        let (queues, name, offloads) = open(nodes, name, options).map_err(error)?;
         let device = Self::configure(&name, &queues[0])
             .map_err(|error| DeviceError::from_tun(error, &name))?;
         Ok(Self {
@@ -190,7 +240,7 @@ impl AsFd for Queue {
 }
 
 /// Opens the queues with as much of what is asked for as the kernel has.
-fn open(name: &str, options: Options) -> io::Result<(Vec<Queue>, String, Offloads)> {
+fn open(nodes: &Nodes, name: &str, options: Options) -> io::Result<(Vec<Queue>, String, Offloads)> {
     let mut flags = libc::IFF_TUN | libc::IFF_NO_PI;
     if options.tso || options.uso {
         flags |= libc::IFF_VNET_HDR;
@@ -199,7 +249,7 @@ fn open(name: &str, options: Options) -> io::Result<(Vec<Queue>, String, Offload
         flags |= libc::IFF_MULTI_QUEUE;
     }
     // Exclusive: to a device of several queues anybody could add one, and would get a part of its packets.
-    let (first, name, flags) = match attach(name, flags | IFF_TUN_EXCL) {
+    let (first, name, flags) = match attach(nodes, name, flags | IFF_TUN_EXCL) {
         Ok((fd, name)) => (fd, name, flags),
         Err(error) => {
             let flags = match error.raw_os_error() {
@@ -210,7 +260,7 @@ fn open(name: &str, options: Options) -> io::Result<(Vec<Queue>, String, Offload
                 _ => return Err(error),
             };
             let is_there = error.raw_os_error() == Some(libc::EBUSY);
-            let (fd, name) = attach(name, flags).map_err(|second| {
+            let (fd, name) = attach(nodes, name, flags).map_err(|second| {
                 // A device of several queues, which is not made to stay: a running gateway's.
                 if is_there && second.raw_os_error() == Some(libc::EINVAL) {
                     error
@@ -229,7 +279,7 @@ fn open(name: &str, options: Options) -> io::Result<(Vec<Queue>, String, Offload
     let mut fds = vec![first];
     if flags & libc::IFF_MULTI_QUEUE != 0 {
         while fds.len() < options.queues {
-            match attach(&name, flags) {
+            match attach(nodes, &name, flags) {
                 Ok((fd, _)) => fds.push(fd),
                 Err(error) => {
                     tracing::warn!(%error, queues = fds.len(), "the device has fewer queues than workers");
@@ -243,12 +293,40 @@ fn open(name: &str, options: Options) -> io::Result<(Vec<Queue>, String, Offload
 }
 
 /// Opens one more queue of the device, which is made if it does not exist. Returns its name, too.
-fn attach(name: &str, flags: libc::c_int) -> io::Result<(OwnedFd, String)> {
+fn attach(nodes: &Nodes, name: &str, flags: libc::c_int) -> io::Result<(OwnedFd, String)> {
     if name.len() >= libc::IFNAMSIZ || name.contains('\0') {
         return Err(io::Error::other(
             "the device's name is too long or not valid",
         ));
     }
+    let (fd, kept) = nodes.take()?;
+    // SAFETY: all bytes zero are a valid `ifreq`: an empty name and no flags.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = flags as libc::c_short;
+    // SAFETY: `request` is a complete `ifreq` with a terminated name, since the name is shorter than the
+    // array, which was zero; the kernel reads and writes no more than that.
+    if unsafe { libc::ioctl(fd.as_raw_fd(), TUNSETIFF as _, &raw mut request) } < 0 {
+        let error = io::Error::last_os_error();
+        if kept {
+            // It has become no queue, and is as good as new.
+            nodes.kept().push(fd);
+        }
+        return Err(error);
+    }
+    let name = request
+        .ifr_name
+        .iter()
+        .take_while(|c| **c != 0)
+        .map(|c| *c as u8)
+        .collect();
+    let name = String::from_utf8(name).map_err(io::Error::other)?;
+    Ok((fd, name))
+}
+
+fn open_node() -> io::Result<OwnedFd> {
     // SAFETY: the path is a C string that lives as long as the program.
     let fd = unsafe {
         libc::open(
@@ -260,26 +338,22 @@ fn attach(name: &str, flags: libc::c_int) -> io::Result<(OwnedFd, String)> {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: the kernel has just given us this descriptor, and nobody else knows it.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-    // SAFETY: all bytes zero are a valid `ifreq`: an empty name and no flags.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-        *to = from as libc::c_char;
-    }
-    request.ifr_ifru.ifru_flags = flags as libc::c_short;
-    // SAFETY: `request` is a complete `ifreq` with a terminated name, since the name is shorter than the
-    // array, which was zero; the kernel reads and writes no more than that.
-    if unsafe { libc::ioctl(fd.as_raw_fd(), TUNSETIFF as _, &raw mut request) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    let name = request
-        .ifr_name
-        .iter()
-        .take_while(|c| **c != 0)
-        .map(|c| *c as u8)
-        .collect();
-    let name = String::from_utf8(name).map_err(io::Error::other)?;
-    Ok((fd, name))
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Makes a device for a moment, under a name that the kernel chooses, to see what the kernel can do. It
+/// goes with the descriptor, and is never up.
+///
+/// # Errors
+/// As [`Tun::create`].
+pub fn probe(options: Options) -> Result<Offloads, DeviceError> {
+    let options = Options {
+        queues: 1,
+        ..options
+    };
+    let (_, _, offloads) = open(&Nodes::default(), PROBE_NAME, options)
+        .map_err(|error| DeviceError::from_io(&error, PROBE_NAME))?;
+    Ok(offloads)
 }
 
 /// Turns on as much as the kernel has. It is per device: further queues have it as well.

@@ -292,30 +292,21 @@ fn look_at_host(bundle: &mut Bundle, config: Option<&Config>) {
     }
 }
 
-/// The same checks that the gateway makes. Where it does not run, this may be all there is.
+/// The same checks that the gateway makes, with the rights of whoever asks. Where it does not run, this
+/// may be all there is.
 fn check_host(config: Option<&Config>) -> String {
     let default = Path::new(crate::config::DEFAULT_STATE_DIR);
     let state_dir = config.map_or(default, |config| &config.state_dir);
     let link = config.map_or(crate::config::DEFAULT_TUN_NAME, |config| &config.tun_name);
     let environment = Environment {
         // To look is not to change.
-        make_tun_device: false,
+        may_make: false,
         ..Environment::of_this_host(state_dir, link)
     };
     let platform = Platform::detect(&environment.root);
     let wanted = |check| check != Check::StateDirectory || state_dir.exists();
-    let mut text = String::new();
-    for finding in preflight::run_those(&environment, wanted) {
-        let finding = finding.to_status(platform);
-        let _ = writeln!(
-            text,
-            "{:8} {}: {}",
-            finding.level, finding.name, finding.found
-        );
-        for line in finding.fix.iter().flat_map(|fix| fix.lines()) {
-            let _ = writeln!(text, "         | {line}");
-        }
-    }
+    let findings = preflight::run_those(&environment, wanted);
+    let mut text = preflight::render(&findings, platform);
     if !state_dir.exists() {
         let _ = writeln!(text, "error    {} does not exist", state_dir.display());
     }

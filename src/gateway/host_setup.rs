@@ -8,10 +8,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::admin::model::{DeviceStatus, HostFinding, KernelDrops};
 use crate::config::{Config, Offloads};
-use crate::device::{self, Tun};
+use crate::device::{self, Nodes, Tun};
 use crate::host::buffers;
 use crate::host::nft::{self, NftError};
-use crate::host::preflight::{self, Environment, Nftables, Platform};
+use crate::host::preflight::{
+    self, Environment, KernelOffloads, Nftables, Owner, Platform, TunDevice,
+};
 use crate::net::{SocketOptions, Sockets, UdpSocket};
 
 /// Device and sockets.
@@ -35,19 +37,19 @@ impl Host {
     ///
     /// # Errors
     /// What is missing, in words that name the setting to change.
-    pub(super) fn acquire(config: &Config) -> Result<Self, String> {
+    pub(super) fn acquire(config: &Config, nodes: &Nodes) -> Result<Self, String> {
         if config.raise_buffer_limits {
             let report = buffers::raise(Path::new("/"));
             tracing::debug!(receive = %report.receive, send = %report.send, "socket buffer limits");
         }
-        let workers = config.workers.unwrap_or_else(default_workers);
         let wanted = config.offloads;
         let options = device::Options {
-            queues: workers,
+            queues: workers_wanted(config),
             tso: wanted.tun_tso,
             uso: wanted.tun_uso,
         };
-        let mut tun = Tun::create(&config.tun_name, options).map_err(|e| e.to_string())?;
+        let mut tun =
+            Tun::create_from(nodes, &config.tun_name, options).map_err(|e| e.to_string())?;
         let options = SocketOptions {
             port: config.udp_port,
             send_buffer: config.udp_send_buffer,
@@ -70,8 +72,13 @@ impl Host {
 
     /// A look at the host, which also restores masquerading if somebody has flushed it. It asks the
     /// kernel, which may take its time: not for the slow path's own thread.
-    pub(super) fn checker(&self, config: &Config) -> impl FnOnce() -> Vec<HostFinding> + use<> {
+    pub(super) fn checker(
+        &self,
+        config: &Config,
+        portal_ahead: Option<f64>,
+    ) -> impl FnOnce() -> Vec<HostFinding> + use<> {
         let (config, tun) = (config.clone(), Arc::clone(&self.tun));
+        let offloads = self.offloads();
         let masquerading = Arc::clone(&self.masquerading);
         move || {
             let mut state = masquerading.lock().unwrap_or_else(PoisonError::into_inner);
@@ -81,7 +88,16 @@ impl Host {
                 }
                 state.installed = nft::install(tun.name());
             }
-            findings(&config, Nftables::Known(&state.installed))
+            findings(
+                &config,
+                Environment {
+                    nftables: Nftables::Known(&state.installed),
+                    tun_device: TunDevice::Open,
+                    offloads: KernelOffloads::Known(offloads),
+                    portal_ahead,
+                    ..environment(&config)
+                },
+            )
         }
     }
 
@@ -150,6 +166,11 @@ impl Host {
     }
 }
 
+/// How many workers there shall be.
+pub(super) fn workers_wanted(config: &Config) -> usize {
+    config.workers.unwrap_or_else(default_workers)
+}
+
 /// One worker per core that we may use, but not so many that most have nothing to do.
 fn default_workers() -> usize {
     const MOST: usize = 8;
@@ -157,18 +178,40 @@ fn default_workers() -> usize {
 }
 
 /// Looks at the host before there is a device.
-pub(super) fn first_findings(config: &Config) -> Vec<HostFinding> {
-    findings(config, Nftables::Probe)
+pub(super) fn first_findings(config: &Config, nodes: &Nodes) -> Vec<HostFinding> {
+    findings(
+        config,
+        Environment {
+            tun_device: tun_device(nodes),
+            ..environment(config)
+        },
+    )
 }
 
-fn findings(config: &Config, nftables: Nftables<'_>) -> Vec<HostFinding> {
+/// What is known about the device before there is one.
+pub(super) fn tun_device(nodes: &Nodes) -> TunDevice {
+    if nodes.are_there() {
+        TunDevice::Open
+    } else {
+        TunDevice::Probe
+    }
+}
+
+pub(super) fn environment(config: &Config) -> Environment<'_> {
+    Environment {
+        wanted_offloads: config.offloads,
+        owner: Owner {
+            wanted: config.user,
+            stays_root: config.stays_root.as_deref(),
+        },
+        ..Environment::of_this_host(&config.state_dir, &config.tun_name)
+    }
+}
+
+fn findings(config: &Config, environment: Environment<'_>) -> Vec<HostFinding> {
     if !config.check_host {
         return Vec::new();
     }
-    let environment = Environment {
-        nftables,
-        ..Environment::of_this_host(&config.state_dir, &config.tun_name)
-    };
     let platform = Platform::detect(&environment.root);
     preflight::run(&environment)
         .iter()

@@ -10,6 +10,7 @@ mod flow_reports;
 mod host_setup;
 mod host_story;
 pub mod outbox;
+mod prepared;
 mod resolutions;
 #[cfg(test)]
 mod simulation;
@@ -23,16 +24,21 @@ use std::time::SystemTime;
 use anyhow::Context as _;
 use tokio::sync::{mpsc, watch};
 
+pub use self::prepared::{Prepared, check_host, hand_over_state, leave_root};
 use self::snapshot::{Facts, Surroundings};
-use crate::admin::{self, AdminState, Drain, Liveness, Offer};
+use crate::admin::{self, AdminState, Drain, Liveness, Offer, Opened};
 use crate::config::{Config, ExitStatus};
 use crate::telemetry;
 
 /// Runs the gateway until a signal or a final failure ends it.
 ///
 /// # Errors
-/// When something needed from the start cannot be had, such as the admin server's address.
-pub fn run(config: Config, telemetry: telemetry::Guard) -> anyhow::Result<ExitStatus> {
+/// When something needed from the start cannot be had, such as a thread.
+pub fn run(
+    config: Config,
+    prepared: Prepared,
+    telemetry: telemetry::Guard,
+) -> anyhow::Result<ExitStatus> {
     let facts = Facts {
         name: config.name.clone(),
         id: config.identity.external_id(),
@@ -58,7 +64,15 @@ pub fn run(config: Config, telemetry: telemetry::Guard) -> anyhow::Result<ExitSt
     let read = state.clone();
     let metrics = telemetry::metrics(&config.telemetry, move || read.reading())?;
     let metrics = Arc::new(metrics);
-    start_admin(&config, state.measured(Arc::clone(&metrics)))?;
+    let Prepared {
+        listeners,
+        without_page,
+        nodes,
+    } = prepared;
+    if let Some(error) = without_page {
+        tracing::warn!(%error, "No status page, metrics and control");
+    }
+    start_admin(listeners, state.measured(Arc::clone(&metrics)))?;
 
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -66,6 +80,7 @@ pub fn run(config: Config, telemetry: telemetry::Guard) -> anyhow::Result<ExitSt
         .context("cannot start the runtime")?;
     let exit = runtime.block_on(slow_path::run(
         config,
+        nodes,
         facts,
         status,
         questions,
@@ -91,9 +106,8 @@ pub fn run(config: Config, telemetry: telemetry::Guard) -> anyhow::Result<ExitSt
 
 /// The admin server lives on a thread of its own, so that no request can slow the slow path, and
 /// answers for as long as the process lives.
-fn start_admin(config: &Config, state: AdminState) -> anyhow::Result<()> {
-    let listeners = &config.listeners;
-    if listeners.probes.is_none() && listeners.admin.is_none() {
+fn start_admin(listeners: Vec<(Opened, Offer)>, state: AdminState) -> anyhow::Result<()> {
+    if listeners.is_empty() {
         return Ok(());
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -102,22 +116,10 @@ fn start_admin(config: &Config, state: AdminState) -> anyhow::Result<()> {
         .enable_all()
         .build()?;
     let mut open = Vec::new();
-    if let Some(place) = listeners.probes.clone() {
-        let offer = if listeners.are_one() {
-            Offer::Everything
-        } else {
-            Offer::Probes
-        };
-        open.push((runtime.block_on(admin::bind(place))?, offer));
-    }
-    if let Some(place) = listeners.admin.clone().filter(|_| !listeners.are_one()) {
-        match runtime.block_on(admin::bind(place)) {
-            Ok(socket) => open.push((socket, Offer::Everything)),
-            // Nobody asked for this very port; something else may well have been there before.
-            Err(error) if !listeners.chosen => {
-                tracing::warn!(%error, "No status page, metrics and control");
-            }
-            Err(error) => return Err(error.into()),
+    {
+        let _inside = runtime.enter();
+        for (listener, offer) in listeners {
+            open.push((listener.listen()?, offer));
         }
     }
     std::thread::Builder::new()

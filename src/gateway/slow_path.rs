@@ -21,6 +21,7 @@ use crate::config::{Config, ExitStatus};
 use crate::datapath::counters::Counters;
 use crate::datapath::peers::PeerTable;
 use crate::datapath::worker::{Slow, Stop, Worker};
+use crate::device::Nodes;
 use crate::dns;
 use crate::fault;
 use crate::file_version::FileVersion;
@@ -96,6 +97,7 @@ impl Signals {
 )]
 pub(super) async fn run(
     config: Config,
+    nodes: Nodes,
     facts: Facts,
     status: watch::Sender<Arc<Status>>,
     questions: mpsc::Receiver<Question>,
@@ -108,7 +110,7 @@ pub(super) async fn run(
     let heartbeat = liveness.register("slow_path", Instant::now());
     let mut signals = Signals::new()?;
     let mut around = Surroundings {
-        host: host_setup::first_findings(&config),
+        host: host_setup::first_findings(&config, &nodes),
         ..Surroundings::default()
     };
     let mut story = HostStory::default();
@@ -125,7 +127,7 @@ pub(super) async fn run(
         heartbeat,
         log,
     };
-    let host = match wait_for_host(&config, &mut around, &publisher, &mut signals).await {
+    let host = match wait_for_host(&config, &nodes, &mut around, &publisher, &mut signals).await {
         Some(Ok(host)) => host,
         Some(Err(())) => return Ok(ExitStatus::HostLacks),
         None => {
@@ -134,7 +136,7 @@ pub(super) async fn run(
         }
     };
     around.device = host.describe();
-    let found = host.checker(&config)();
+    let found = host.checker(&config, None)();
     let mut slow_path = SlowPath::new(config, around, publisher, questions, host, &liveness)?;
     slow_path.portal.tell(durations.clone());
     slow_path.durations = durations;
@@ -156,13 +158,14 @@ fn tell(lacks: Vec<Lack>) {
 /// `None` when asked to stop; `Err` when the host lacks something and `--strict` is set.
 async fn wait_for_host(
     config: &Config,
+    nodes: &Nodes,
     around: &mut Surroundings,
     publisher: &Publisher,
     signals: &mut Signals,
 ) -> Option<Result<Host, ()>> {
     let mut told = String::new();
     loop {
-        let missing = match Host::acquire(config) {
+        let missing = match Host::acquire(config, nodes) {
             Ok(host) => return Some(Ok(host)),
             Err(missing) => missing,
         };
@@ -194,7 +197,7 @@ async fn wait_for_host(
                 },
             }
         }
-        around.host = host_setup::first_findings(config);
+        around.host = host_setup::first_findings(config, nodes);
     }
 }
 
@@ -631,7 +634,11 @@ impl SlowPath {
             offer_addresses(&mut self.core, &self.host.sockets[0], now);
             self.around.device.kernel_drops = self.host.kernel_drops();
             (self.checking, self.checked) = (true, now);
-            let (check, done) = (self.host.checker(&self.config), self.checks.0.clone());
+            let ahead = self.around.portal.clock_ahead;
+            let (check, done) = (
+                self.host.checker(&self.config, ahead),
+                self.checks.0.clone(),
+            );
             // Nobody waits for the result any more when the gateway is shutting down.
             tokio::task::spawn_blocking(move || done.send(check()));
         }

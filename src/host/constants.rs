@@ -39,11 +39,20 @@ pub const UDP_SEND_BUFFER: u64 = 2 * 1024 * 1024;
 pub const TUN_DEVICE_NUMBER: (u32, u32) = (10, 200);
 /// Mode of `/dev/net` when it has to be made (portal-channel spec §5.6).
 pub const TUN_DIRECTORY_MODE: u32 = 0o751;
-/// Bit of `CAP_NET_ADMIN` in a capability set (Linux `capability.h`).
-pub const CAP_NET_ADMIN: u32 = 12;
+/// Mode of `/dev/net/tun` when it has to be made; udev gives it the same.
+pub const TUN_NODE_MODE: u32 = 0o666;
 /// 2024-01-01T00:00:00Z in Unix seconds. A clock before it was never set, and every TLS
 /// certificate looks as if it were not valid yet.
 pub const OLDEST_SANE_TIME: u64 = 1_704_067_200;
+/// How far our clock may be from the portal's, seconds: an answer may have been under way for some, and
+/// grants are not given for less than minutes.
+pub const CLOCK_TOLERANCE: f64 = 30.0;
+
+/// Largest IPv4 packet that the gateway sends, bytes: 1280 of an inner packet, 32 of WireGuard, 4 of a
+/// relay's channel (RFC 8656 §12.4), 8 of UDP, 20 of IP.
+pub const OUTER_PACKET_V4: u32 = 1344;
+/// The same for IPv6, whose header has 40.
+pub const OUTER_PACKET_V6: u32 = 1364;
 
 /// How long an answer of the kernel may take. It normally takes microseconds; the bound is there
 /// because a message that cannot be parsed is dropped and its answer then never comes.

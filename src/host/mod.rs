@@ -11,6 +11,7 @@ pub mod inventory;
 pub mod network;
 pub mod nft;
 pub mod preflight;
+pub mod privileges;
 
 /// An error number of a kernel message. One outside the kernel's range, which would be a defect of
 /// the kernel, becomes an I/O error.

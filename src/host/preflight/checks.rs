@@ -6,23 +6,33 @@ use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
-use rustix::fs::{CWD, FileType, Mode};
+use rustix::fs::{Access, CWD, FileType, Mode};
 use rustix::io::Errno;
+use rustix::thread::CapabilitySet;
 
 use super::fix::{self, Fix};
-use super::{Check, Environment, Finding, ForwardPolicy, Level, Nftables};
+use super::{
+    Check, Environment, Finding, ForwardPolicy, KernelOffloads, Level, Nftables, Owner, TunDevice,
+};
+use crate::config::Offloads;
+use crate::device;
 use crate::host::buffers::{self, RMEM_MAX, WMEM_MAX};
 use crate::host::constants::{
-    CAP_NET_ADMIN, OLDEST_SANE_TIME, TUN_DEVICE_NUMBER, TUN_DIRECTORY_MODE, UDP_RECEIVE_BUFFER,
-    UDP_SEND_BUFFER,
+    CLOCK_TOLERANCE, OLDEST_SANE_TIME, OUTER_PACKET_V4, OUTER_PACKET_V6, TUN_DEVICE_NUMBER,
+    TUN_DIRECTORY_MODE, TUN_NODE_MODE, UDP_RECEIVE_BUFFER, UDP_SEND_BUFFER,
 };
 use crate::host::nft::{self, NftError};
+use crate::host::privileges::Credentials;
+use crate::net::{Family, SocketOptions, UdpSocket};
 
 const TUN: &str = "dev/net/tun";
 const PROCESS_STATUS: &str = "proc/self/status";
 const RESOLV_CONF: &str = "etc/resolv.conf";
 const IPV4: &str = "proc/sys/net/ipv4";
 const IPV6: &str = "proc/sys/net/ipv6";
+const IPV4_ROUTES: &str = "proc/net/route";
+const IPV6_ROUTES: &str = "proc/net/ipv6_route";
+const LINKS: &str = "sys/class/net";
 
 /// A [`Finding`] before it knows its check.
 #[derive(Debug)]
@@ -60,6 +70,7 @@ pub(super) fn run(check: Check, environment: &Environment<'_>) -> Finding {
     let verdict = match check {
         Check::TunDevice => tun_device(environment),
         Check::NetAdmin => net_admin(environment),
+        Check::Privileges => privileges(environment),
         Check::ForwardingIpv4 => forwarding_ipv4(environment),
         Check::ForwardingIpv6 => forwarding_ipv6(environment),
         Check::SrcValidMark => src_valid_mark(environment),
@@ -67,6 +78,8 @@ pub(super) fn run(check: Check, environment: &Environment<'_>) -> Finding {
         Check::Nftables => nftables(environment),
         Check::ForwardPolicy => forward_policy(environment),
         Check::UdpBuffers => udp_buffers(environment),
+        Check::Offloads => offloads(environment),
+        Check::Mtu => mtu(environment),
         Check::Clock => clock(environment),
         Check::StateDirectory => state_directory(environment),
         Check::ResolvConf => resolv_conf(environment),
@@ -80,11 +93,13 @@ pub(super) fn run(check: Check, environment: &Environment<'_>) -> Finding {
 }
 
 fn tun_device(environment: &Environment<'_>) -> Verdict {
-    let path = environment.path(TUN);
-    let mut made = false;
-    if environment.make_tun_device && !path.exists() {
-        made = make_tun_device(&path).is_ok();
+    match environment.tun_device {
+        TunDevice::Open => return ok("/dev/net/tun has been opened"),
+        TunDevice::ToBeMade => return ok("/dev/net/tun is missing, and is made at the start"),
+        TunDevice::Probe => {}
     }
+    let path = environment.path(TUN);
+    let made = environment.may_make && make_tun_device(&environment.root);
     let opened = open_tun_device(&path);
     if made && opened.is_err() {
         // A node that cannot be opened would only mislead whoever looks for the cause.
@@ -151,7 +166,20 @@ pub(super) fn judge_tun_device(opened: Result<(), TunError>, made: bool) -> Verd
     }
 }
 
-fn make_tun_device(path: &Path) -> io::Result<()> {
+/// Makes `/dev/net/tun` below the root where it is missing and the process may. Whether it did.
+pub fn make_tun_device(root: &Path) -> bool {
+    let path = root.join(TUN);
+    !path.exists() && make_node(&path).is_ok()
+}
+
+/// Whether [`make_tun_device`] would.
+pub fn tun_device_can_be_made(root: &Path) -> bool {
+    let may = rustix::thread::capabilities(None)
+        .is_ok_and(|sets| sets.effective.contains(CapabilitySet::MKNOD));
+    may && !root.join(TUN).exists()
+}
+
+fn make_node(path: &Path) -> io::Result<()> {
     if let Some(directory) = path.parent() {
         fs::DirBuilder::new()
             .recursive(true)
@@ -166,6 +194,8 @@ fn make_tun_device(path: &Path) -> io::Result<()> {
         Mode::RUSR | Mode::WUSR,
         rustix::fs::makedev(major, minor),
     )?;
+    // As everywhere else, since making an interface takes a capability anyway. Not subject to the umask.
+    rustix::fs::chmod(path, Mode::from_raw_mode(TUN_NODE_MODE))?;
     Ok(())
 }
 
@@ -183,20 +213,21 @@ fn net_admin(environment: &Environment<'_>) -> Verdict {
             );
         }
     };
-    let has = |set: &str| {
-        field(&status, set)
-            .and_then(|value| u64::from_str_radix(value, 16).ok())
-            .is_some_and(|bits| bits >> CAP_NET_ADMIN & 1 == 1)
+    let Some(credentials) = Credentials::parse(&status) else {
+        return warning(
+            format!(
+                "/proc/self/status does not tell whether CAP_NET_ADMIN is there; {CONSEQUENCE}"
+            ),
+            fix::net_admin(),
+        );
     };
-    // Real, effective, saved, file system.
-    let user = field(&status, "Uid").and_then(|ids| ids.split_whitespace().nth(1));
-    if has("CapEff") {
+    if credentials.has(CapabilitySet::NET_ADMIN) {
         ok("CAP_NET_ADMIN is effective")
-    } else if has("CapBnd") && user.is_some_and(|user| user != "0") {
+    } else if credentials.bounding & CapabilitySet::NET_ADMIN.bits() != 0 && credentials.uid != 0 {
         error(
             format!(
                 "CAP_NET_ADMIN is granted but not effective, because the process runs as user {}; {CONSEQUENCE}",
-                user.unwrap_or_default()
+                credentials.uid
             ),
             fix::root_user(),
         )
@@ -208,11 +239,35 @@ fn net_admin(environment: &Environment<'_>) -> Verdict {
     }
 }
 
-/// The value of a line "name:<tab>value".
-fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
-    status
-        .lines()
-        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':').map(str::trim))
+fn privileges(environment: &Environment<'_>) -> Verdict {
+    let status = fs::read_to_string(environment.path(PROCESS_STATUS)).unwrap_or_default();
+    let Some(credentials) = Credentials::parse(&status) else {
+        return ok("/proc/self/status does not tell them");
+    };
+    let mut found = format!(
+        "user {}, group {}, {}",
+        credentials.uid,
+        credentials.gid,
+        credentials.capabilities()
+    );
+    match credentials.no_new_privs {
+        Some(true) => found.push_str(", no_new_privs"),
+        Some(false) => found.push_str(", no_new_privs not set"),
+        None => {}
+    }
+    let Owner {
+        wanted: Some(wanted),
+        stays_root: Some(why),
+    } = environment.owner
+    else {
+        return ok(found);
+    };
+    warning(
+        format!(
+            "{found}: it stays as it was started and does not become user {wanted}, because {why}"
+        ),
+        fix::leave_root(),
+    )
 }
 
 fn forwarding_ipv4(environment: &Environment<'_>) -> Verdict {
@@ -295,15 +350,21 @@ fn ipv6_enabled(environment: &Environment<'_>) -> Verdict {
 fn nftables(environment: &Environment<'_>) -> Verdict {
     match &environment.nftables {
         Nftables::Unused => ok("not used; something else has to masquerade"),
-        Nftables::Known(result) => judge_nftables(result.as_ref().err()),
-        Nftables::Probe => judge_nftables(nft::probe(environment.link).err().as_ref()),
+        Nftables::Known(result) => judge_nftables(result.as_ref().err(), true),
+        Nftables::Probe => {
+            let problem = nft::probe(environment.link).err();
+            // Those of a gateway that runs here already.
+            let in_place = matches!(nft::is_installed(), Ok(true));
+            judge_nftables(problem.as_ref(), in_place)
+        }
     }
 }
 
-pub(super) fn judge_nftables(problem: Option<&NftError>) -> Verdict {
+pub(super) fn judge_nftables(problem: Option<&NftError>, in_place: bool) -> Verdict {
     const CONSEQUENCE: &str = "without masquerading, resources see tunnel addresses and only answer if they are routed back";
     match problem {
-        None => ok("masquerading rules are accepted by the kernel"),
+        None if in_place => ok("masquerading rules are in place"),
+        None => ok("the kernel accepts masquerading rules; none are in place yet"),
         Some(e @ NftError::NotPermitted) => error(format!("{e}; {CONSEQUENCE}"), fix::net_admin()),
         Some(e) => warning(format!("{e}; {CONSEQUENCE}"), fix::nft_modules()),
     }
@@ -344,6 +405,9 @@ fn udp_buffers(environment: &Environment<'_>) -> Verdict {
     let mut seen = Vec::new();
     for (name, path, wanted) in limits {
         match buffers::read(&environment.path(path)) {
+            Ok(limit) if limit < wanted && can_be_raised(environment, path) => {
+                seen.push(format!("{name}={limit} is raised to {wanted} at the start"));
+            }
             Ok(limit) if limit < wanted => {
                 return warning(
                     format!(
@@ -360,10 +424,148 @@ fn udp_buffers(environment: &Environment<'_>) -> Verdict {
     ok(seen.join(", "))
 }
 
+fn offloads(environment: &Environment<'_>) -> Verdict {
+    let wanted = environment.wanted_offloads;
+    let found = match environment.offloads {
+        KernelOffloads::Unknown => return ok("known when there is a device"),
+        KernelOffloads::Known(found) => found,
+        KernelOffloads::Probe => match probe_offloads(wanted) {
+            Ok(found) => found,
+            // Other checks say what is missing.
+            Err(e) => return ok(format!("cannot be tried ({e})")),
+        },
+    };
+    judge_offloads(wanted, found)
+}
+
+fn probe_offloads(wanted: Offloads) -> Result<Offloads, String> {
+    let device = device::probe(device::Options {
+        queues: 1,
+        tso: wanted.tun_tso,
+        uso: wanted.tun_uso,
+    })
+    .map_err(|e| e.to_string())?;
+    let options = SocketOptions {
+        port: 0,
+        gso: wanted.udp_gso,
+        gro: wanted.udp_gro,
+        ..SocketOptions::default()
+    };
+    let socket = UdpSocket::bind(Family::V4, options).map_err(|e| e.to_string())?;
+    Ok(Offloads {
+        tun_tso: device.tso,
+        tun_uso: device.uso,
+        udp_gso: socket.max_segments() > 1,
+        udp_gro: socket.has_gro(),
+    })
+}
+
+pub(super) fn judge_offloads(wanted: Offloads, found: Offloads) -> Verdict {
+    let missing: Vec<_> = wanted
+        .names()
+        .filter(|name| !found.names().any(|found| found == *name))
+        .collect();
+    let in_use = match found.to_string() {
+        none if none == "none" => "the kernel takes no work off the gateway".to_owned(),
+        some => format!("the kernel has {some}"),
+    };
+    match missing.as_slice() {
+        [] => ok(in_use),
+        // Most kernels in use are older than Linux 6.2, and little is lost.
+        ["tun-uso"] => ok(format!(
+            "{in_use}, but not tun-uso, which came with Linux 6.2"
+        )),
+        missing => warning(
+            format!(
+                "{in_use}, but not {}: more CPU time for each byte, and lower rates",
+                missing.join(", ")
+            ),
+            fix::newer_kernel(),
+        ),
+    }
+}
+
+/// Interfaces that a default route leads to, and how large a packet must fit through.
+fn uplinks(environment: &Environment<'_>) -> Vec<(String, u32)> {
+    let read = |path| fs::read_to_string(environment.path(path)).unwrap_or_default();
+    let v4 = read(IPV4_ROUTES);
+    // Interface, destination, gateway, flags, three counters, mask.
+    let v4 = v4.lines().filter_map(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let default = words.get(1) == Some(&"00000000") && words.get(7) == Some(&"00000000");
+        default.then(|| (words[0].to_owned(), OUTER_PACKET_V4))
+    });
+    let v6 = read(IPV6_ROUTES);
+    // Destination, its length, ..., interface.
+    let v6 = v6.lines().filter_map(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let default = words.first()?.bytes().all(|b| b == b'0') && words.get(1) == Some(&"00");
+        // The kernel's own "unreachable" leads to the loopback interface.
+        let link = words.last().filter(|link| **link != "lo")?;
+        default.then(|| ((*link).to_owned(), OUTER_PACKET_V6))
+    });
+    v4.chain(v6).collect()
+}
+
+fn mtu(environment: &Environment<'_>) -> Verdict {
+    let mut seen = Vec::new();
+    for (link, wanted) in uplinks(environment) {
+        let file = environment.path(LINKS).join(&link).join("mtu");
+        let mtu = fs::read_to_string(file)
+            .ok()
+            .and_then(|text| text.trim().parse::<u32>().ok());
+        match mtu {
+            Some(mtu) if mtu < wanted => {
+                return warning(
+                    format!(
+                        "{link} takes packets of {mtu} bytes, but full ones of the tunnel have {wanted}: they are sent in fragments, which many routers drop"
+                    ),
+                    fix::mtu(&link),
+                );
+            }
+            Some(mtu) => {
+                let shown = format!("{link} takes {mtu} bytes");
+                if !seen.contains(&shown) {
+                    seen.push(shown);
+                }
+            }
+            None => {}
+        }
+    }
+    if seen.is_empty() {
+        ok("no interface with a default route can be seen")
+    } else {
+        ok(seen.join(", "))
+    }
+}
+
+/// The build may know better than the table: nobody runs a program before it was built.
+fn oldest_sane_time() -> u64 {
+    let built = option_env!("SOURCE_DATE_EPOCH").and_then(|text| text.parse().ok());
+    built.unwrap_or(0).max(OLDEST_SANE_TIME)
+}
+
 fn clock(environment: &Environment<'_>) -> Verdict {
-    let oldest = UNIX_EPOCH + Duration::from_secs(OLDEST_SANE_TIME);
+    let oldest = UNIX_EPOCH + Duration::from_secs(oldest_sane_time());
     if environment.now >= oldest {
-        return ok("the clock is set");
+        return match environment.portal_ahead {
+            Some(ahead) if ahead.abs() > CLOCK_TOLERANCE => {
+                let (side, then) = if ahead > 0.0 {
+                    ("behind", "late")
+                } else {
+                    ("ahead of", "early")
+                };
+                warning(
+                    format!(
+                        "the clock is {:.0} s {side} the portal's: access that ends at a certain time ends too {then}, and what is logged is dated wrong",
+                        ahead.abs()
+                    ),
+                    fix::clock(),
+                )
+            }
+            Some(_) => ok("the clock is set, and agrees with the portal's"),
+            None => ok("the clock is set"),
+        };
     }
     let reads = environment.now.duration_since(UNIX_EPOCH).map_or_else(
         |_| "a time before 1970".to_owned(),
@@ -379,20 +581,50 @@ fn clock(environment: &Environment<'_>) -> Verdict {
 
 fn state_directory(environment: &Environment<'_>) -> Verdict {
     let shown = environment.state_directory.display().to_string();
-    match write_and_remove(&environment.path(&environment.state_directory)) {
-        Ok(()) => ok(format!("{shown} can be written")),
-        Err(e) => warning(
-            format!(
-                "{shown} cannot be written ({e}): without FIREZONE_ID, the portal may take the gateway for a new one after a restart"
-            ),
-            fix::state_directory(&shown),
-        ),
+    let path = environment.path(&environment.state_directory);
+    let e = match write_and_remove(&path, environment.may_make) {
+        Ok(()) => return ok(format!("{shown} can be written")),
+        Err(_) if environment.state_handed_over => {
+            return ok(format!(
+                "{shown} is given to the gateway's group at the start"
+            ));
+        }
+        Err(e) => e,
+    };
+    let missing = e.kind() == io::ErrorKind::NotFound;
+    if missing && !environment.may_make && can_be_made(&path) {
+        return ok(format!("{shown} is not there, and is made at the start"));
     }
+    let refused = e.kind() == io::ErrorKind::PermissionDenied;
+    let user = rustix::process::geteuid().as_raw();
+    warning(
+        format!(
+            "{shown} cannot be written ({e}): without FIREZONE_ID, the portal may take the gateway for a new one after a restart"
+        ),
+        if refused && user != 0 {
+            fix::state_owner(&shown, user)
+        } else {
+            fix::state_directory(&shown)
+        },
+    )
+}
+
+fn can_be_raised(environment: &Environment<'_>, path: &str) -> bool {
+    let file = environment.path(path);
+    environment.raises_buffers && OpenOptions::new().write(true).open(file).is_ok()
+}
+
+/// Whether the nearest directory above can be written.
+fn can_be_made(path: &Path) -> bool {
+    let above = path.ancestors().skip(1).find(|above| above.exists());
+    above.is_some_and(|above| rustix::fs::access(above, Access::WRITE_OK | Access::EXEC_OK).is_ok())
 }
 
 /// Writes for real, because permission bits tell nothing about read-only or full file systems.
-fn write_and_remove(directory: &Path) -> io::Result<()> {
-    fs::create_dir_all(directory)?;
+fn write_and_remove(directory: &Path, may_make: bool) -> io::Result<()> {
+    if may_make {
+        fs::create_dir_all(directory)?;
+    }
     let path: PathBuf = directory.join(format!(".write-check-{}", std::process::id()));
     // Left over from a process with this number that was killed in between.
     let _ = fs::remove_file(&path);

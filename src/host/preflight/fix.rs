@@ -103,11 +103,20 @@ pub(super) fn net_admin() -> Fix {
     )
 }
 
+/// What leaving root takes.
+pub(super) fn leave_root() -> Fix {
+    Fix::new(
+        r#"cap_add: ["NET_ADMIN", "SETUID", "SETGID"]"#,
+        r#"securityContext: {capabilities: {add: ["NET_ADMIN", "SETUID", "SETGID"]}}  # in the container"#,
+        "DynamicUser=yes\nAmbientCapabilities=CAP_NET_ADMIN  # in the unit, in place of root",
+    )
+}
+
 /// The capability is in reach, but the user of the process does not get it.
 pub(super) fn root_user() -> Fix {
     Fix::new(
-        r#"user: "0:0"  # added capabilities do not reach other users"#,
-        "securityContext: {runAsUser: 0, runAsNonRoot: false}  # in the container; added capabilities do not reach other users",
+        r#"user: "0:0"  # added capabilities do not reach other users; FIREZONE_USER leaves root after the start"#,
+        "securityContext: {runAsUser: 0, runAsNonRoot: false}  # in the container; added capabilities do not reach other users; FIREZONE_USER leaves root after the start",
         "AmbientCapabilities=CAP_NET_ADMIN  # in the unit",
     )
 }
@@ -194,6 +203,37 @@ pub(super) fn state_directory(path: &str) -> Fix {
             "volumeMounts: [{{name: state, mountPath: {path}}}]  # in the container, with a volume named state"
         ),
         unit,
+    )
+}
+
+/// The directory is there, but somebody else's.
+pub(super) fn state_owner(path: &str, user: u32) -> Fix {
+    let command = format!("chown {user} {path}");
+    Fix::new(
+        format!(
+            "# on the machine that runs Docker, for the directory that is mounted there:\n{command}"
+        ),
+        format!("securityContext: {{fsGroup: {user}}}  # of the pod"),
+        command,
+    )
+}
+
+/// The kernel, or what imitates one, does not do what is asked of it.
+pub(super) fn newer_kernel() -> Fix {
+    let line = "Linux 5.0 or newer, and no sandbox such as gVisor in between";
+    Fix::new(
+        format!("# on the machine that runs Docker: {line}"),
+        format!("# on the node: {line}"),
+        format!("# {line}"),
+    )
+}
+
+/// Packets of the tunnel do not fit through this interface.
+pub(super) fn mtu(link: &str) -> Fix {
+    Fix::new(
+        r#"driver_opts: {com.docker.network.driver.mtu: "1500"}  # of the network, at the top level"#,
+        "# on the node: a larger MTU for the pod network, in the configuration of its CNI plugin",
+        format!("ip link set dev {link} mtu 1500  # and in the network's own configuration"),
     )
 }
 

@@ -15,10 +15,13 @@ use std::time::SystemTime;
 
 use serde::Serialize;
 
+pub use checks::{make_tun_device, tun_device_can_be_made};
 pub use fix::{Fix, Platform};
 
 use super::nft::NftError;
+use super::privileges::User;
 use crate::admin::model::HostFinding;
+use crate::config::Offloads;
 
 /// The checks. Their names are part of the status document and do not change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -28,6 +31,8 @@ pub enum Check {
     TunDevice,
     /// `CAP_NET_ADMIN` is effective.
     NetAdmin,
+    /// The process has no more rights than it needs.
+    Privileges,
     /// The kernel forwards IPv4.
     ForwardingIpv4,
     /// The kernel forwards IPv6.
@@ -42,7 +47,11 @@ pub enum Check {
     ForwardPolicy,
     /// Sockets may have large buffers.
     UdpBuffers,
-    /// The clock was set.
+    /// The kernel takes work off the gateway.
+    Offloads,
+    /// The way out takes full packets of the tunnel.
+    Mtu,
+    /// The clock was set, and right.
     Clock,
     /// The state directory can be written.
     StateDirectory,
@@ -52,9 +61,10 @@ pub enum Check {
 
 impl Check {
     /// Every check, in the order in which they run.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 15] = [
         Self::TunDevice,
         Self::NetAdmin,
+        Self::Privileges,
         Self::ForwardingIpv4,
         Self::ForwardingIpv6,
         Self::SrcValidMark,
@@ -62,6 +72,8 @@ impl Check {
         Self::Nftables,
         Self::ForwardPolicy,
         Self::UdpBuffers,
+        Self::Offloads,
+        Self::Mtu,
         Self::Clock,
         Self::StateDirectory,
         Self::ResolvConf,
@@ -72,6 +84,7 @@ impl Check {
         match self {
             Self::TunDevice => "tun_device",
             Self::NetAdmin => "net_admin",
+            Self::Privileges => "privileges",
             Self::ForwardingIpv4 => "forwarding_ipv4",
             Self::ForwardingIpv6 => "forwarding_ipv6",
             Self::SrcValidMark => "src_valid_mark",
@@ -79,6 +92,8 @@ impl Check {
             Self::Nftables => "nftables",
             Self::ForwardPolicy => "forward_policy",
             Self::UdpBuffers => "udp_buffers",
+            Self::Offloads => "offloads",
+            Self::Mtu => "mtu",
             Self::Clock => "clock",
             Self::StateDirectory => "state_directory",
             Self::ResolvConf => "resolv_conf",
@@ -181,6 +196,37 @@ pub enum ForwardPolicy {
     Known(Vec<String>),
 }
 
+/// What is known about `/dev/net/tun`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TunDevice {
+    /// Open it.
+    Probe,
+    /// It is open already, perhaps since the process could open it.
+    Open,
+    /// It is missing, and the gateway makes it at the start.
+    ToBeMade,
+}
+
+/// What is known about what the kernel can do for the gateway.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KernelOffloads {
+    /// Try them, with a device that is there for a moment.
+    Probe,
+    /// What is in use.
+    Known(Offloads),
+    /// Nothing can be said, such as before there is a device.
+    Unknown,
+}
+
+/// Whose rights the process has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Owner<'a> {
+    /// Whom it should be in place of root.
+    pub wanted: Option<User>,
+    /// Why it is root all the same.
+    pub stays_root: Option<&'a str>,
+}
+
 /// Where the checks look.
 #[derive(Debug)]
 pub struct Environment<'a> {
@@ -196,8 +242,22 @@ pub struct Environment<'a> {
     pub forward_policy: ForwardPolicy,
     /// Name of the tunnel interface, for the lines to add.
     pub link: &'a str,
-    /// Whether a missing `/dev/net/tun` may be made.
-    pub make_tun_device: bool,
+    /// What is known about the device.
+    pub tun_device: TunDevice,
+    /// What is known about offloads.
+    pub offloads: KernelOffloads,
+    /// Those that are wanted.
+    pub wanted_offloads: Offloads,
+    /// By how many seconds the portal's clock is ahead, if it has told the time.
+    pub portal_ahead: Option<f64>,
+    /// Whose rights the process should have.
+    pub owner: Owner<'a>,
+    /// Whether the gateway raises the limits of socket buffers where it may.
+    pub raises_buffers: bool,
+    /// Whether the state directory is given to that user at the start.
+    pub state_handed_over: bool,
+    /// Whether `/dev/net/tun` and the state directory may be made where they are missing.
+    pub may_make: bool,
 }
 
 impl<'a> Environment<'a> {
@@ -210,7 +270,14 @@ impl<'a> Environment<'a> {
             nftables: Nftables::Probe,
             forward_policy: ForwardPolicy::Probe,
             link,
-            make_tun_device: true,
+            tun_device: TunDevice::Probe,
+            offloads: KernelOffloads::Unknown,
+            wanted_offloads: Offloads::ALL,
+            portal_ahead: None,
+            owner: Owner::default(),
+            raises_buffers: false,
+            state_handed_over: false,
+            may_make: true,
         }
     }
 
@@ -221,8 +288,29 @@ impl<'a> Environment<'a> {
     }
 }
 
+/// The findings as text, each with the lines to add on `platform`.
+pub fn render(findings: &[Finding], platform: Platform) -> String {
+    use std::fmt::Write as _;
+
+    let mut text = String::new();
+    for finding in findings {
+        let finding = finding.to_status(platform);
+        // Writing to a string does not fail.
+        let _ = writeln!(
+            text,
+            "{:8} {}: {}",
+            finding.level, finding.name, finding.found
+        );
+        for line in finding.fix.iter().flat_map(|fix| fix.lines()) {
+            let _ = writeln!(text, "         | {line}");
+        }
+    }
+    text
+}
+
 /// Runs every check, in the order of [`Check::ALL`]. Blocks for some system calls; changes nothing
-/// but making `/dev/net/tun` and the state directory where they are missing and it may.
+/// but making `/dev/net/tun` and the state directory where they are missing and it may. To look at
+/// some things, something is made and taken away again: a file, a device.
 pub fn run(environment: &Environment<'_>) -> Vec<Finding> {
     run_those(environment, |_| true)
 }

@@ -5,14 +5,14 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use rustix::io::Errno;
 
-use super::checks::{TunError, judge_nftables, judge_tun_device};
+use super::checks::{TunError, judge_nftables, judge_offloads, judge_tun_device};
 use super::*;
 
 /// The files of a host on which everything is as it should be, but for the TUN device.
 const HEALTHY: &[(&str, &str)] = &[
     (
         "proc/self/status",
-        "Name:\tfirezone-gateway\nUid:\t0\t0\t0\t0\nCapPrm:\t0000000000001000\nCapEff:\t0000000000001000\nCapBnd:\t0000000000001000\n",
+        "Name:\tfirezone-gateway\nUid:\t0\t0\t0\t0\nGid:\t0\t0\t0\t0\nCapPrm:\t0000000000001000\nCapEff:\t0000000000001000\nCapBnd:\t0000000000001000\nNoNewPrivs:\t1\n",
     ),
     ("proc/sys/net/ipv4/ip_forward", "1\n"),
     ("proc/sys/net/ipv4/conf/all/rp_filter", "0\n"),
@@ -71,7 +71,14 @@ impl Host {
             nftables: Nftables::Known(&Ok(())),
             forward_policy: ForwardPolicy::Known(Vec::new()),
             link: "tun-firezone",
-            make_tun_device: false,
+            tun_device: TunDevice::Probe,
+            offloads: KernelOffloads::Unknown,
+            wanted_offloads: Offloads::ALL,
+            portal_ahead: None,
+            owner: Owner::default(),
+            raises_buffers: false,
+            state_handed_over: false,
+            may_make: false,
         }
     }
 
@@ -181,7 +188,7 @@ fn usable_tun_device_needs_nothing() {
 fn missing_net_admin_names_the_cap_add_line() {
     let host = Host::with(
         "proc/self/status",
-        "Uid:\t0\t0\t0\t0\nCapEff:\t00000000a80425fb\nCapBnd:\t00000000a80425fb\n",
+        "Uid:\t0\t0\t0\t0\nGid:\t0\t0\t0\t0\nCapEff:\t00000000a80425fb\nCapBnd:\t00000000a80425fb\n",
     );
     assert_finding(
         &host.finding(Check::NetAdmin),
@@ -199,7 +206,7 @@ fn missing_net_admin_names_the_cap_add_line() {
 fn net_admin_out_of_reach_of_the_user_names_the_user_line() {
     let host = Host::with(
         "proc/self/status",
-        "Uid:\t65532\t65532\t65532\t65532\nCapEff:\t0000000000000000\nCapBnd:\t0000000000001000\n",
+        "Uid:\t65532\t65532\t65532\t65532\nGid:\t0\t0\t0\t0\nCapEff:\t0000000000000000\nCapBnd:\t0000000000001000\n",
     );
     assert_finding(
         &host.finding(Check::NetAdmin),
@@ -215,8 +222,13 @@ fn net_admin_out_of_reach_of_the_user_names_the_user_line() {
 
 #[test]
 fn unreadable_process_status_is_a_warning_not_an_error() {
-    let finding = Host::without("proc/self/status").finding(Check::NetAdmin);
-    assert_eq!(finding.level, Level::Warning);
+    for host in [
+        Host::without("proc/self/status"),
+        Host::with("proc/self/status", "Uid:\t0\t0\t0\t0\n"),
+    ] {
+        assert_eq!(host.finding(Check::NetAdmin).level, Level::Warning);
+        assert_ok(&host.finding(Check::Privileges));
+    }
 }
 
 #[test]
@@ -307,7 +319,7 @@ fn ipv6_switched_off_names_the_sysctls_line() {
 
 #[test]
 fn refused_nftables_names_the_capability_and_a_lacking_kernel_the_modules() {
-    let refused = judge_nftables(Some(&NftError::NotPermitted));
+    let refused = judge_nftables(Some(&NftError::NotPermitted), false);
     assert_eq!(refused.level, Level::Error);
     assert_eq!(refused.fix.unwrap().compose, r#"cap_add: ["NET_ADMIN"]"#);
 
@@ -387,7 +399,9 @@ fn clock_before_2024_is_an_error() {
 #[test]
 fn state_directory_is_made_and_left_empty() {
     let host = Host::healthy();
-    assert_ok(&host.finding(Check::StateDirectory));
+    let mut environment = host.environment();
+    environment.may_make = true;
+    assert_ok(&find(&environment, Check::StateDirectory));
     let directory = host.0.path().join("var/lib/firezone");
     assert_eq!(std::fs::read_dir(directory).unwrap().count(), 0);
 }
@@ -474,4 +488,196 @@ fn platform_is_guessed_from_what_the_runtime_leaves() {
         "# Kubernetes-managed hosts file (host network).\n127.0.0.1 localhost\n",
     );
     assert_eq!(Platform::detect(host.0.path()), Platform::Kubernetes);
+}
+
+#[test]
+fn rights_are_shown_and_root_that_was_to_be_left_names_the_capabilities() {
+    let host = Host::with(
+        "proc/self/status",
+        "Uid:\t65532\t65532\t65532\t65532\nGid:\t65533\t65533\t65533\t65533\nCapEff:\t0000000000001000\nCapBnd:\t00000000000010c0\nNoNewPrivs:\t1\n",
+    );
+    let finding = host.finding(Check::Privileges);
+    assert_ok(&finding);
+    assert_eq!(
+        finding.found,
+        "user 65532, group 65533, capability NET_ADMIN, no_new_privs"
+    );
+
+    let host = Host::with(
+        "proc/self/status",
+        "Uid:\t0\t0\t0\t0\nGid:\t0\t0\t0\t0\nCapEff:\t0000000000001080\nCapBnd:\t0000000000001080\nNoNewPrivs:\t0\n",
+    );
+    let mut environment = host.environment();
+    let root = "user 0, group 0, capabilities SETUID, NET_ADMIN, no_new_privs not set";
+    assert_eq!(find(&environment, Check::Privileges).found, root);
+    environment.owner = Owner {
+        wanted: Some(User {
+            uid: 65532,
+            gid: 65533,
+        }),
+        stays_root: Some("SETGID is missing"),
+    };
+    let finding = find(&environment, Check::Privileges);
+    assert!(finding.found.starts_with(root), "{}", finding.found);
+    assert_finding(
+        &finding,
+        Level::Warning,
+        "does not become user 65532:65533, because SETGID is missing",
+        [
+            r#"cap_add: ["NET_ADMIN", "SETUID", "SETGID"]"#,
+            r#"capabilities: {add: ["NET_ADMIN", "SETUID", "SETGID"]}"#,
+            "AmbientCapabilities=CAP_NET_ADMIN",
+        ],
+    );
+}
+
+#[test]
+fn a_device_that_is_open_or_to_be_made_is_not_looked_for() {
+    let host = Host::healthy();
+    let mut environment = host.environment();
+    for known in [TunDevice::Open, TunDevice::ToBeMade] {
+        environment.tun_device = known;
+        assert_ok(&find(&environment, Check::TunDevice));
+    }
+}
+
+#[test]
+fn what_the_kernel_does_not_do_is_a_warning_unless_it_is_too_new_for_most() {
+    let all = Offloads::ALL;
+    let verdict = judge_offloads(all, all);
+    assert_eq!(
+        (verdict.level, verdict.found.as_str()),
+        (Level::Ok, "the kernel has all")
+    );
+    let old = Offloads {
+        tun_uso: false,
+        ..all
+    };
+    let verdict = judge_offloads(all, old);
+    assert_eq!(verdict.level, Level::Ok);
+    assert!(verdict.found.contains("Linux 6.2"), "{}", verdict.found);
+    let verdict = judge_offloads(all, Offloads::NONE);
+    assert_eq!(verdict.level, Level::Warning);
+    assert!(
+        verdict
+            .found
+            .contains("not tun-tso, tun-uso, udp-gso, udp-gro"),
+        "{}",
+        verdict.found
+    );
+    assert!(verdict.fix.unwrap().host.contains("Linux 5.0"));
+    // Nobody misses what was not wanted.
+    assert_eq!(
+        judge_offloads(Offloads::NONE, Offloads::NONE).level,
+        Level::Ok
+    );
+    let host = Host::healthy();
+    let mut environment = host.environment();
+    environment.offloads = KernelOffloads::Known(Offloads::NONE);
+    assert_eq!(find(&environment, Check::Offloads).level, Level::Warning);
+}
+
+const ROUTE: &str = "\
+Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT
+eth1\t0000630A\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0
+eth0\t00000000\t0114A8C0\t0003\t0\t0\t0\t00000000\t0\t0\t0
+";
+const IPV6_ROUTE: &str = "\
+00000000000000000000000000000000 00 00000000000000000000000000000000 00 20010db8002000000000000000000001 00000400 00000001 00000000 00000003     eth0
+00000000000000000000000000000000 00 00000000000000000000000000000000 00 00000000000000000000000000000000 ffffffff 00000001 00000000 00200200       lo
+";
+
+#[test]
+fn way_out_that_is_too_narrow_for_full_packets_is_named() {
+    let host = Host::with("proc/net/route", ROUTE);
+    let mtu = |mtu: &str| {
+        host.write("sys/class/net/eth0/mtu", mtu);
+        // Not where a default route leads to.
+        host.write("sys/class/net/eth1/mtu", "576\n");
+        host.write("sys/class/net/lo/mtu", "16\n");
+        host.finding(Check::Mtu)
+    };
+    let finding = mtu("1500\n");
+    assert_ok(&finding);
+    assert_eq!(finding.found, "eth0 takes 1500 bytes");
+    assert_ok(&mtu("1344\n"));
+    assert_finding(
+        &mtu("1343\n"),
+        Level::Warning,
+        "eth0 takes packets of 1343 bytes, but full ones of the tunnel have 1344",
+        [
+            r#"driver_opts: {com.docker.network.driver.mtu: "1500"}"#,
+            "MTU",
+            "ip link set dev eth0 mtu 1500",
+        ],
+    );
+    // The longer header counts where there is IPv6.
+    host.write("proc/net/ipv6_route", IPV6_ROUTE);
+    assert!(mtu("1344\n").found.contains("have 1364"));
+    assert_ok(&mtu("1364\n"));
+    assert_ok(&Host::healthy().finding(Check::Mtu));
+}
+
+#[test]
+fn clock_that_differs_from_the_portals_is_a_warning() {
+    let host = Host::healthy();
+    let mut environment = host.environment();
+    for (ahead, says) in [
+        (31.0, "the clock is 31 s behind the portal's"),
+        (-3600.4, "the clock is 3600 s ahead of the portal's"),
+    ] {
+        environment.portal_ahead = Some(ahead);
+        assert_finding(
+            &find(&environment, Check::Clock),
+            Level::Warning,
+            says,
+            ["timedatectl set-ntp true"; 3],
+        );
+    }
+    environment.portal_ahead = Some(-29.0);
+    assert_ok(&find(&environment, Check::Clock));
+}
+
+#[test]
+fn looking_alone_makes_nothing() {
+    let host = Host::healthy();
+    let environment = host.environment();
+    let finding = find(&environment, Check::StateDirectory);
+    assert_ok(&finding);
+    assert!(
+        finding.found.contains("is made at the start"),
+        "{}",
+        finding.found
+    );
+    run(&environment);
+    for path in ["var", "dev"] {
+        assert!(!host.0.path().join(path).exists(), "{path}");
+    }
+    // What is in the way of making it is in the way of the gateway, too.
+    let host = Host::with("var/lib", "");
+    let mut environment = host.environment();
+    assert_eq!(
+        find(&environment, Check::StateDirectory).level,
+        Level::Warning
+    );
+    environment.state_handed_over = true;
+    assert_ok(&find(&environment, Check::StateDirectory));
+}
+
+#[test]
+fn limits_that_the_gateway_raises_itself_are_no_finding() {
+    let host = Host::with("proc/sys/net/core/rmem_max", "212992\n");
+    let mut environment = host.environment();
+    environment.raises_buffers = true;
+    let finding = find(&environment, Check::UdpBuffers);
+    assert_ok(&finding);
+    assert!(
+        finding
+            .found
+            .contains("rmem_max=212992 is raised to 16777216"),
+        "{}",
+        finding.found
+    );
+    let left = std::fs::read_to_string(host.0.path().join("proc/sys/net/core/rmem_max"));
+    assert_eq!(left.unwrap(), "212992\n");
 }
