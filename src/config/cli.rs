@@ -410,6 +410,13 @@ pub struct Settings {
     #[arg(long, value_name = "UID[:GID]", help_heading = BEHAVIOUR)]
     pub user: Option<String>,
 
+    /// How long to go on carrying traffic when asked to stop, with readiness failing, so that an
+    /// orchestrator can send new clients elsewhere first. A second signal ends it.
+    ///
+    /// [env: FIREZONE_SHUTDOWN_LINGER] [default: 0s]
+    #[arg(long, value_name = "DURATION", help_heading = BEHAVIOUR)]
+    pub shutdown_linger: Option<String>,
+
     /// End with status 78 when the host lacks something (a capability, /dev/net/tun, forwarding).
     /// Otherwise the gateway stays up, not started, and says which line of the compose file is
     /// missing.
@@ -473,6 +480,7 @@ impl Settings {
             udp_send_buffer_size: self.udp_send_buffer_size.or(before.udp_send_buffer_size),
             udp_recv_buffer_size: self.udp_recv_buffer_size.or(before.udp_recv_buffer_size),
             user: self.user.or(before.user),
+            shutdown_linger: self.shutdown_linger.or(before.shutdown_linger),
             strict: self.strict.or(before.strict),
             no_check: self.no_check || before.no_check,
             flow_logs: self.flow_logs.or(before.flow_logs),

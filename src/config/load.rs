@@ -52,6 +52,7 @@ const KNOWN: &[&str] = &[
     "FIREZONE_EXIT_ON_AUTH_FAILURE",
     "FIREZONE_STRICT",
     USER,
+    "FIREZONE_SHUTDOWN_LINGER",
     "FIREZONE_NO_TELEMETRY",
     "FIREZONE_FLOW_LOGS",
     "FIREZONE_METRICS",
@@ -306,6 +307,13 @@ impl<'a> Loader<'a> {
             usize::to_string,
         );
         let user = self.user(cli);
+        let linger = self.setting(
+            ("FIREZONE_SHUTDOWN_LINGER", "--shutdown-linger"),
+            cli.shutdown_linger.as_deref(),
+            "0s",
+            values::linger,
+            |time| humantime::format_duration(*time).to_string(),
+        );
         let strict = self.boolean(("FIREZONE_STRICT", "--strict"), cli.strict.as_deref());
         let flow_logs = self.boolean(
             ("FIREZONE_FLOW_LOGS", "--flow-logs"),
@@ -345,6 +353,7 @@ impl<'a> Loader<'a> {
             udp_recv_buffer: udp_recv_buffer?,
             user: user?,
             stays_root: None,
+            linger: linger?,
             strict: strict?,
             flow_logs: flow_logs?,
             check_host: !cli.no_check,

@@ -98,6 +98,8 @@ pub struct Config {
     pub user: Option<User>,
     /// Why the process is root although `user` is set; `None` while nobody has tried.
     pub stays_root: Option<String>,
+    /// How long to carry traffic after being asked to stop.
+    pub linger: Duration,
     /// End the process with [`ExitStatus::HostLacks`] when the host lacks something.
     pub strict: bool,
     /// Write every flow's beginning and end to the log, whatever the portal says.

@@ -74,7 +74,7 @@ fn defaults_are_those_of_the_stock_gateway_where_it_has_them() {
     assert_eq!(config.name, "edge-host");
     assert!(config.raise_buffer_limits && config.check_host);
     assert!(!config.strict && !config.exit_on_auth_failure);
-    assert_eq!(config.user, None);
+    assert_eq!((config.user, config.linger), (None, Duration::ZERO));
     assert_eq!(config.telemetry.log_format, LogFormat::Human);
     assert_eq!(config.telemetry.log_filter, "info");
     assert_eq!(config.notices, []);
@@ -100,6 +100,7 @@ fn every_variable_arrives() {
         ("FIREZONE_UDP_SEND_BUFFER_SIZE", "131072"),
         ("FIREZONE_UDP_RECV_BUFFER_SIZE", "262144"),
         ("FIREZONE_USER", "65532:65533"),
+        ("FIREZONE_SHUTDOWN_LINGER", "1m 5s"),
         ("FIREZONE_STRICT", "TRUE"),
         ("FIREZONE_FLOW_LOGS", "true"),
     ]);
@@ -124,6 +125,7 @@ fn every_variable_arrives() {
     assert_eq!(config.udp_send_buffer, 131_072);
     assert_eq!(config.udp_recv_buffer, 262_144);
     assert_eq!(config.user.unwrap().to_string(), "65532:65533");
+    assert_eq!(config.linger, Duration::from_secs(65));
     assert!(config.strict && config.flow_logs);
     assert_eq!(config.identity.id, "edge-7");
     assert_eq!(config.notices, []);
@@ -151,6 +153,7 @@ fn every_flag_arrives_and_beats_its_variable() {
         "--udp-send-buffer-size=65536",
         "--udp-recv-buffer-size=65537",
         "--user=1000",
+        "--shutdown-linger=0",
         "--strict=true",
         "--no-check",
     ]);
@@ -161,6 +164,7 @@ fn every_flag_arrives_and_beats_its_variable() {
         ("FIREZONE_EXIT_ON_AUTH_FAILURE", "false"),
         ("HEALTH_CHECK_ADDR", "0.0.0.0:1"),
         ("FIREZONE_USER", "none"),
+        ("FIREZONE_SHUTDOWN_LINGER", "5s"),
         ("FIREZONE_STRICT", "false"),
     ]);
 
@@ -179,6 +183,7 @@ fn every_flag_arrives_and_beats_its_variable() {
     assert_eq!(config.udp_port, 0);
     assert!(!config.raise_buffer_limits && !config.check_host);
     assert_eq!(config.user.unwrap().to_string(), "1000:1000");
+    assert_eq!(config.linger, Duration::ZERO);
     assert_eq!(config.udp_send_buffer, 65536);
     assert_eq!(config.udp_recv_buffer, 65537);
 }
@@ -309,6 +314,13 @@ fn each_wrong_value_is_named_with_what_to_set() {
             "4294967295",
             "not a user by number",
             "none",
+        ),
+        ("FIREZONE_SHUTDOWN_LINGER", "5", "not a duration", "5s"),
+        (
+            "FIREZONE_SHUTDOWN_LINGER",
+            "2h",
+            "longer than an hour",
+            "5s",
         ),
         ("FIREZONE_STRICT", "2", "neither true nor false", "=true"),
     ] {

@@ -11,6 +11,9 @@ use crate::telemetry;
 
 use super::{LogFormat, Offloads, mistake::shown};
 
+/// Whoever waits longer has probably taken one unit for another.
+const LONGEST_LINGER: Duration = Duration::from_secs(3600);
+
 /// What is wrong with a value, and what to set instead.
 pub(super) struct Wrong {
     pub(super) problem: String,
@@ -78,6 +81,19 @@ pub(super) fn user(text: &str) -> Result<Option<User>, Wrong> {
         ),
         (Some(uid), Some(gid)) => Ok(Some(User { uid, gid })),
         _ => wrong(format!("{} is not a user by number", shown(text)), FIX),
+    }
+}
+
+/// How long to go on after being asked to stop.
+pub(super) fn linger(text: &str) -> Result<Duration, Wrong> {
+    const FIX: &str = "Set it to a time with a unit of up to an hour, such as 5s, or to 0s.";
+    match humantime::parse_duration(text) {
+        Ok(time) if time > LONGEST_LINGER => {
+            wrong(format!("{} is longer than an hour", shown(text)), FIX)
+        }
+        Ok(time) => Ok(time),
+        Err(_) if text == "0" => Ok(Duration::ZERO),
+        Err(error) => wrong(format!("{} is not a duration ({error})", shown(text)), FIX),
     }
 }
 

@@ -142,7 +142,7 @@ pub(super) async fn run(
     slow_path.durations = durations;
     slow_path.host_story = story;
     slow_path.host_checked(found);
-    let exit = slow_path.serve(&mut signals).await;
+    let exit = slow_path.serve(&mut signals, &drain).await;
     drain.begin();
     slow_path.shut_down(&mut signals).await;
     Ok(exit)
@@ -281,6 +281,8 @@ struct SlowPath {
     token_seen: Option<FileVersion>,
     checked: Instant,
     checking: bool,
+    /// Until when it carries traffic although it was asked to stop.
+    lingers_until: Option<Instant>,
 }
 
 /// Offers what addresses the host has to clients, also those that came since. Those that go are left to
@@ -394,10 +396,11 @@ impl SlowPath {
             token_seen,
             checked: now,
             checking: false,
+            lingers_until: None,
         })
     }
 
-    async fn serve(&mut self, signals: &mut Signals) -> ExitStatus {
+    async fn serve(&mut self, signals: &mut Signals, drain: &Drain) -> ExitStatus {
         let mut batch = Vec::with_capacity(BURST);
         let mut beat = interval(PUBLISH);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -409,8 +412,15 @@ impl SlowPath {
             if !self.asked.is_empty() {
                 deadline = deadline.min(self.answer_from);
             }
+            if let Some(until) = self.lingers_until {
+                deadline = deadline.min(until);
+            }
             tokio::select! {
                 asked = signals.next() => match asked {
+                    Asked::Stop if self.lingers_until.is_none() && !self.config.linger.is_zero() => {
+                        drain.begin();
+                        self.linger();
+                    }
                     Asked::Stop => return ExitStatus::Ok,
                     Asked::Reload => self.reload(),
                 },
@@ -448,7 +458,22 @@ impl SlowPath {
             }
             self.carry_out();
             self.answer();
+            if self.lingers_until.is_some_and(|until| until <= now) {
+                return ExitStatus::Ok;
+            }
         }
+    }
+
+    /// Asked to stop, it first lets those who send it clients find out.
+    fn linger(&mut self) {
+        let linger = self.config.linger;
+        self.lingers_until = Some(Instant::now() + linger);
+        self.around.draining = true;
+        tracing::info!(
+            linger = %humantime::format_duration(linger),
+            "Asked to stop; traffic is carried for some time yet, unless asked again"
+        );
+        self.publish();
     }
 
     /// Whether all workers go on.
@@ -715,10 +740,15 @@ impl SlowPath {
         tell(self.host_story.end(Instant::now()));
         self.core.shutdown(Instant::now());
         self.carry_out();
-        tokio::select! {
-            () = self.portal.shutdown() => {}
-            // Asked twice: at once, then.
-            _ = signals.next() => {}
+        let asked_twice = self
+            .lingers_until
+            .is_some_and(|until| Instant::now() < until);
+        if !asked_twice {
+            tokio::select! {
+                () = self.portal.shutdown() => {}
+                // Asked twice: at once, then.
+                _ = signals.next() => {}
+            }
         }
         // One that fails now would wait for somebody to hear of it.
         self.from_workers.close();

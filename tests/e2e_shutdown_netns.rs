@@ -1,0 +1,96 @@
+//! How the real binary ends: in order, and not before those who send it clients had time to find out.
+//!
+//! Needs root, iproute2, nftables, curl and coturn; run by `scripts/test`.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use firezone_lab::netns::Net;
+use firezone_lab::scenario::{Lab, RESOURCE_V4};
+use firezone_lab::traffic::page;
+use rustix::process::Signal;
+
+fn gateway() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_firezone-gateway"))
+}
+
+/// No rule, no route and no device.
+fn leaves_nothing(net: &Net) -> Result<()> {
+    let left = net.output(
+        "gateway",
+        "nft list tables; ip link show dev tun-firezone 2>/dev/null; \
+         ip rule show | grep 539098368; ip -6 rule show | grep 539098368; true",
+    )?;
+    ensure!(left.trim().is_empty(), "{left}");
+    Ok(())
+}
+
+/// Code of readiness.
+fn ready(net: &Net) -> Result<String> {
+    net.output(
+        "gateway",
+        "curl -s -o /dev/null -w '%{http_code}' http://127.0.0.1:8080/readyz",
+    )
+}
+
+#[test]
+#[ignore = "needs root, coturn and network namespaces"]
+fn asked_to_stop_it_is_not_ready_at_once_and_carries_traffic_for_as_long_as_it_lingers()
+-> Result<()> {
+    let mut lab = Lab::new("linger", gateway())?;
+    lab.start_surroundings()?;
+    lab.start_gateway(&[("FIREZONE_SHUTDOWN_LINGER", "4s")])?;
+    lab.wait_ready()?;
+    lab.start_client(&[])?;
+    lab.fetch(&page(RESOURCE_V4))
+        .with_context(|| lab.net.logs())?;
+
+    let asked = Instant::now();
+    lab.net.signal("gateway", Signal::TERM)?;
+    lab.net
+        .eventually("it is not ready", Duration::from_secs(1), |net| {
+            let code = ready(net)?;
+            ensure!(code == "503", "{code}");
+            Ok(())
+        })?;
+    ensure!(lab.status()?["draining"] == true);
+    // New flows as well, until the end.
+    while asked.elapsed() < Duration::from_secs(3) {
+        lab.fetch(&page(RESOURCE_V4))?;
+        // It is alive, and nothing that should be started anew.
+        lab.net
+            .sh("gateway", "curl -sf http://127.0.0.1:8080/livez")?;
+    }
+    let status = lab.net.wait("gateway", Duration::from_secs(5))?;
+    let took = asked.elapsed();
+    ensure!(status.success(), "{status}");
+    ensure!((4.0..6.5).contains(&took.as_secs_f64()), "it took {took:?}");
+    leaves_nothing(&lab.net)
+}
+
+#[test]
+#[ignore = "needs root and network namespaces"]
+fn a_second_signal_ends_the_lingering_at_once() -> Result<()> {
+    let mut lab = Lab::new("linger-twice", gateway())?;
+    lab.start_portal()?;
+    lab.start_gateway(&[("FIREZONE_SHUTDOWN_LINGER", "1m")])?;
+    lab.wait_ready()?;
+    lab.net.signal("gateway", Signal::TERM)?;
+    std::thread::sleep(Duration::from_millis(1500));
+    ensure!(lab.net.runs("gateway"));
+    // It still listens to what is asked of it.
+    lab.net.signal("gateway", Signal::HUP)?;
+    lab.net
+        .eventually("it is logged", Duration::from_secs(5), |net| {
+            ensure!(net.whole_log("gateway").contains("Reload asked for"));
+            Ok(())
+        })?;
+    let asked = Instant::now();
+    lab.net.signal("gateway", Signal::INT)?;
+    let status = lab.net.wait("gateway", Duration::from_secs(5))?;
+    let took = asked.elapsed();
+    ensure!(status.success(), "{status}");
+    ensure!(took < Duration::from_millis(1500), "it took {took:?}");
+    leaves_nothing(&lab.net)
+}
