@@ -132,6 +132,9 @@ fn check_config(settings: &Settings) -> io::Result<ExitStatus> {
         "\nThe host:\n{}\n",
         preflight::render(&findings, platform)
     )?;
+    for notice in &config.notices[examination.notices.len()..] {
+        writeln!(out, "  - {notice}")?;
+    }
     match (count(Level::Error), count(Level::Warning)) {
         (0, 0) => writeln!(out, "The host has everything.")?,
         (0, warnings) => writeln!(out, "The host will do, with warnings: {warnings}.")?,

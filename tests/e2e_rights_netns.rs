@@ -308,10 +308,12 @@ fn the_host_is_checked_without_changing_it_also_beside_a_running_gateway() -> Re
     let mut lab = Lab::new("check-config", gateway())?;
     lab.start_portal()?;
     let state = lab.net.dir().join("gateway-state");
+    let token = secret(&lab, "token", GATEWAY_TOKEN)?;
     let check = |lab: &Lab, wrapper: &str, user: &str| -> Result<(Option<i32>, String)> {
         let line = format!(
-            "{wrapper} env FIREZONE_TOKEN={GATEWAY_TOKEN} FIREZONE_ID=x FIREZONE_USER={user} \
+            "{wrapper} env FIREZONE_TOKEN={} FIREZONE_ID=x FIREZONE_USER={user} \
              FIREZONE_STATE_DIR={} {GATEWAY} check-config",
+            token.display(),
             state.display()
         );
         let output = lab.net.try_output("gateway", &line)?;
@@ -329,6 +331,7 @@ fn the_host_is_checked_without_changing_it_also_beside_a_running_gateway() -> Re
         "none are in place yet",
         "the kernel has ",
         "eth0 takes 1500 bytes",
+        "token may be read by root only",
     ] {
         ensure!(text.contains(wanted), "no {wanted:?}: {text}");
     }

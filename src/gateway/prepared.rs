@@ -7,7 +7,7 @@ use crate::config::{Config, Notice};
 use crate::device::Nodes;
 use crate::host::buffers;
 use crate::host::preflight::{self, Environment, Finding, KernelOffloads, TunDevice};
-use crate::host::privileges::{self, Outcome, Rights};
+use crate::host::privileges::{self, Outcome, Rights, User};
 use crate::kept_files;
 
 use super::host_setup::{environment, tun_device, workers_wanted};
@@ -93,16 +93,7 @@ pub fn leave_root(config: &mut Config, prepared: &mut Prepared, rights: Rights) 
     match &outcome {
         Outcome::Left(user) | Outcome::Failed(user, _) => {
             prepared.nodes.let_go_if_open();
-            for path in kept_files::let_go() {
-                let path = path.display();
-                notice(
-                    config,
-                    format!(
-                        "{path} may be read by root only. What changes in it is noticed, but another \
-                         file in its place cannot be read: chown {user} {path}"
-                    ),
-                );
-            }
+            tell_kept(config, *user);
         }
         Outcome::Stayed(why) => {
             config.stays_root = Some(why.clone());
@@ -120,7 +111,7 @@ pub fn leave_root(config: &mut Config, prepared: &mut Prepared, rights: Rights) 
 }
 
 /// Looks at the host as the gateway will find it, with the rights that it will have, and changes
-/// nothing; also beside a gateway that runs.
+/// nothing; also beside a gateway that runs. What the settings are in for then is added to their notices.
 pub fn check_host(config: &mut Config, rights: Rights) -> Vec<Finding> {
     let leaving = rights.leaving_for();
     let state_handed_over =
@@ -129,10 +120,15 @@ pub fn check_host(config: &mut Config, rights: Rights) -> Vec<Finding> {
         Some(_) => Nodes::open(1),
         None => Nodes::default(),
     };
+    if leaving.is_some() {
+        kept_files::keep(files(config).iter().map(|path| path.as_path()));
+    }
     let can_be_made = preflight::tun_device_can_be_made(Path::new("/"));
     let outcome = rights.leave(privileges::is_low_port(config.udp_port));
-    if let Outcome::Stayed(why) = outcome {
-        config.stays_root = Some(why);
+    match outcome {
+        Outcome::Stayed(why) => config.stays_root = Some(why),
+        Outcome::Left(user) | Outcome::Failed(user, _) => tell_kept(config, user),
+        Outcome::Kept | Outcome::Trimmed => {}
     }
     nodes.let_go_if_open();
     preflight::run(&Environment {
@@ -147,6 +143,20 @@ pub fn check_host(config: &mut Config, rights: Rights) -> Vec<Finding> {
         may_make: false,
         ..environment(config)
     })
+}
+
+/// Whoever replaces a secret should know beforehand that it will not be read.
+fn tell_kept(config: &mut Config, user: User) {
+    for path in kept_files::let_go() {
+        let path = path.display();
+        notice(
+            config,
+            format!(
+                "{path} may be read by root only. What changes in it is noticed, but another file in its \
+                 place cannot be read: chown {user} {path}"
+            ),
+        );
+    }
 }
 
 fn notice(config: &mut Config, message: String) {
