@@ -94,3 +94,29 @@ fn a_second_signal_ends_the_lingering_at_once() -> Result<()> {
     ensure!(took < Duration::from_millis(1500), "it took {took:?}");
     leaves_nothing(&lab.net)
 }
+
+/// The device takes a moment to get its addresses; rules that were made after their removal stayed.
+#[test]
+#[ignore = "needs root and network namespaces"]
+fn stopped_while_the_device_gets_its_addresses_it_leaves_nothing_either() -> Result<()> {
+    let mut lab = Lab::new("stop-early", gateway())?;
+    lab.start_portal()?;
+    for round in 0..8 {
+        lab.start_gateway(&[])?;
+        let joined = Instant::now() + Duration::from_secs(10);
+        loop {
+            let log = lab.net.whole_log("gateway");
+            if log.matches("grants compared").count() > round {
+                break;
+            }
+            ensure!(Instant::now() < joined, "{log}");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        std::thread::sleep(Duration::from_millis(5 * round as u64));
+        lab.net.signal("gateway", Signal::TERM)?;
+        let status = lab.net.wait("gateway", Duration::from_secs(5))?;
+        ensure!(status.success(), "{status}");
+        leaves_nothing(&lab.net).with_context(|| lab.net.log("gateway"))?;
+    }
+    Ok(())
+}

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use opentelemetry::trace::SpanContext;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
 use super::core::{Command, Core};
@@ -267,6 +268,8 @@ struct SlowPath {
         mpsc::UnboundedSender<Configuration>,
         mpsc::UnboundedReceiver<Configuration>,
     ),
+    /// What was wanted last, and who does it.
+    configuring: Option<(Interface, JoinHandle<()>)>,
     checks: (
         mpsc::UnboundedSender<Vec<HostFinding>>,
         mpsc::UnboundedReceiver<Vec<HostFinding>>,
@@ -388,6 +391,7 @@ impl SlowPath {
             wall_clock: WallClock::new(now, SystemTime::now()),
             resolved,
             configured: mpsc::unbounded_channel(),
+            configuring: None,
             checks: mpsc::unbounded_channel(),
             host_story: HostStory::default(),
             durations: Durations::default(),
@@ -598,13 +602,17 @@ impl SlowPath {
         }
     }
 
-    fn configure(&self, wanted: Interface, delay: Duration) {
+    fn configure(&mut self, wanted: Interface, delay: Duration) {
         let Some(network) = self.network.clone() else {
             return;
         };
         let link = self.host.tun.name().to_owned();
         let done = self.configured.0.clone();
-        tokio::spawn(async move {
+        // What was wanted before is wanted no more.
+        if let Some((_, former)) = self.configuring.take() {
+            former.abort();
+        }
+        let task = tokio::spawn(async move {
             tokio::time::sleep(delay).await;
             let result = network
                 .configure(&link, wanted.ipv4, wanted.ipv6)
@@ -626,9 +634,15 @@ impl SlowPath {
             // Nobody waits for it any more when the gateway is shutting down.
             let _ = done.send(Configuration { wanted, result });
         });
+        self.configuring = Some((wanted, task));
     }
 
     fn configuration_done(&mut self, done: Configuration) {
+        let last = self.configuring.as_ref().map(|(wanted, _)| *wanted);
+        if last != Some(done.wanted) {
+            // It was overtaken by another one.
+            return;
+        }
         match done.result {
             Ok(addresses) => {
                 tracing::info!(?addresses, "Device configured");
@@ -759,6 +773,11 @@ impl SlowPath {
             tracing::warn!("Some of the last flow logs were not written");
         }
         self.host.release();
+        // It would make anew what is removed.
+        if let Some((_, task)) = self.configuring.take() {
+            task.abort();
+            let _ = task.await;
+        }
         if let Some(network) = &self.network
             && let Err(error) = network.cleanup().await
         {
