@@ -76,8 +76,9 @@ fn run(settings: &Settings) -> io::Result<ExitStatus> {
             return Ok(ExitStatus::Config);
         }
     };
+    // First: of a state directory that several gateways share, a part is this one's.
+    config.keep_identity(&ProcessEnv);
     gateway::hand_over_state(&mut config, &rights);
-    config.keep_identity();
     let mut prepared = match gateway::Prepared::open(&config) {
         Ok(prepared) => prepared,
         Err(error) => {

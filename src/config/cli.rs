@@ -281,9 +281,9 @@ pub struct Settings {
         num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub exit_on_auth_failure: Option<String>,
 
-    /// Lasting identity of this gateway at the portal. Needed when several replicas share one state
-    /// directory or none. Default: the one stored in the state directory, else derived from
-    /// /etc/machine-id, else made up and stored.
+    /// Lasting identity of this gateway at the portal. Needed when several replicas have no state
+    /// directory. Default: the one stored in the state directory, else derived from /etc/machine-id,
+    /// else made up and stored.
     ///
     /// [env: FIREZONE_ID]
     #[arg(short = 'i', long, value_name = "ID", help_heading = IDENTITY)]
@@ -295,7 +295,8 @@ pub struct Settings {
     #[arg(short = 'n', long, value_name = "NAME", help_heading = IDENTITY)]
     pub firezone_name: Option<String>,
 
-    /// Directory for what must outlive the container (the identity). Mount a volume here.
+    /// Directory for what must outlive the container (the identity, flow logs not uploaded yet). Mount
+    /// a volume here. Gateways that share one take a part of it each.
     ///
     /// [env: FIREZONE_STATE_DIR] [default: /var/lib/firezone]
     #[arg(long, value_name = "PATH", help_heading = IDENTITY)]

@@ -25,6 +25,9 @@ const MACHINE_ID_KEY: &[u8] = b"753b38f9f96947ef8083802d5909a372";
 /// Longest identity that is accepted, in bytes. It travels in a URL.
 const LONGEST: usize = 255;
 
+/// How many gateways may share a state directory.
+const MOST_CLAIMS: u32 = 256;
+
 /// The lasting identity of the gateway.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
@@ -35,6 +38,14 @@ pub struct Identity {
 }
 
 impl Identity {
+    /// One that no other gateway has.
+    pub(super) fn made_up() -> Self {
+        Self {
+            id: hex::encode(Sha256::digest(Uuid::new_v4().to_string())),
+            source: IdentitySource::Random,
+        }
+    }
+
     /// The value of the `external_id` parameter: an id that is a UUID is sent as the hex SHA-256 of
     /// its text, any other as it is (portal-channel spec §1.2).
     pub fn external_id(&self) -> String {
@@ -122,9 +133,19 @@ pub(super) fn find(
             source: IdentitySource::MachineId(machine_id.to_owned()),
         });
     }
-    Ok(Identity {
-        id: hex::encode(Sha256::digest(Uuid::new_v4().to_string())),
-        source: IdentitySource::Random,
+    Ok(Identity::made_up())
+}
+
+/// The identity of a gateway that shares a state directory and has `own` of it: as stored there,
+/// else a new one. The machine id is the first one's.
+pub(super) fn of_claim(own: &Path) -> Result<Identity, IdentityError> {
+    let path = file(own);
+    Ok(match stored(&path)? {
+        Some(id) => Identity {
+            id,
+            source: IdentitySource::File(path),
+        },
+        None => Identity::made_up(),
     })
 }
 
@@ -184,15 +205,86 @@ fn derive(machine_id: &[u8]) -> String {
     hex::encode(mac.finalize().into_bytes())
 }
 
-/// Writes `id` into `state_dir`, which is made when it is missing. A crash leaves either the old
-/// file or the new one.
-pub(super) fn store(id: &str, state_dir: &Path) -> io::Result<()> {
-    use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+/// The part of a state directory that belongs to this process until this is dropped.
+///
+/// Containers of one service, as `docker compose up --scale gateway=3` makes them, share their
+/// volume. What is in it belongs to one gateway: two with one identity would take turns at the
+/// portal, and each would send the flow logs of the other. So the first one takes the directory
+/// itself, the next ones each a directory below it; whoever starts again takes any that is free. The
+/// identities stay the same, whichever container has which.
+#[derive(Debug)]
+pub(super) struct Claim {
+    /// The directory to use in place of the shared one.
+    pub(super) directory: PathBuf,
+    /// 1 for the directory itself.
+    pub(super) number: u32,
+    /// The kernel gives the lock back when the last descriptor is closed, however the process ends.
+    _lock: fs::File,
+}
+
+impl Claim {
+    /// Takes the first place that no running gateway has.
+    ///
+    /// # Errors
+    /// When a directory is missing and cannot be made, its file system has no locks, or all places
+    /// are taken.
+    pub(super) fn take(state_dir: &Path) -> io::Result<Self> {
+        use rustix::fs::{FlockOperation, flock};
+
+        for number in 1..=MOST_CLAIMS {
+            let directory = match number {
+                1 => state_dir.to_owned(),
+                _ => state_dir.join(format!("gateway-{number}")),
+            };
+            if number == 1 {
+                make(&directory)?;
+            } else {
+                make_below(&directory)?;
+            }
+            // The directory itself: that leaves no file behind, and needs no right to write.
+            let lock = fs::File::open(&directory)?;
+            match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {
+                    return Ok(Self {
+                        directory,
+                        number,
+                        _lock: lock,
+                    });
+                }
+                Err(rustix::io::Errno::WOULDBLOCK) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(io::Error::other("too many gateways share it"))
+    }
+}
+
+fn make(directory: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
 
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o770)
-        .create(state_dir)?;
+        .create(directory)
+}
+
+/// Whoever may write the shared directory as its group may write this as well, whatever the umask.
+fn make_below(directory: &Path) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    match fs::create_dir(directory) {
+        Ok(()) => fs::set_permissions(directory, fs::Permissions::from_mode(0o770)),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Writes `id` into `state_dir`, which is made when it is missing. A crash leaves either the old
+/// file or the new one.
+pub(super) fn store(id: &str, state_dir: &Path) -> io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+
+    make(state_dir)?;
     let path = file(state_dir);
     let draft = path.with_extension("new");
     let mut output = fs::OpenOptions::new()

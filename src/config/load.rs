@@ -368,6 +368,7 @@ impl<'a> Loader<'a> {
             },
             identity,
             notices: Vec::new(),
+            claim: None,
         })
     }
 

@@ -14,11 +14,12 @@ mod values;
 #[cfg(test)]
 mod tests;
 
-use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use secrecy::SecretString;
 use url::Url;
 
+use self::identity::Claim;
 pub use self::{
     cli::{Cli, Command, Probe, Settings},
     env::{Env, FixedEnv, NotUnicode, ProcessEnv},
@@ -110,6 +111,8 @@ pub struct Config {
     pub telemetry: telemetry::Options,
     /// Things to tell the operator once logging works.
     pub notices: Vec<Notice>,
+    /// Keeps other gateways out of the state directory for as long as this lives.
+    claim: Option<Arc<Claim>>,
 }
 
 /// What to leave to the kernel where it can.
@@ -202,9 +205,15 @@ impl Config {
         examination.config.ok_or(examination.mistakes)
     }
 
-    /// Stores an identity that was made up, so that the next start finds it. If that fails, the
-    /// gateway still works until then, so it is a notice.
-    pub fn keep_identity(&mut self) {
+    /// Takes a part of the state directory that no running gateway has, and the identity in it. One
+    /// that was made up is stored, so that the next start finds it. If that fails, the gateway still
+    /// works until then, so it is a notice.
+    pub fn keep_identity(&mut self, env: &dyn Env) {
+        // What keeps the lock from being taken keeps the identity from being stored, and is told
+        // there; where none is to be stored, the directory may well be read-only.
+        if let Ok(claim) = Claim::take(&self.state_dir) {
+            self.settle(claim, env);
+        }
         if self.identity.source != IdentitySource::Random {
             return;
         }
@@ -225,8 +234,39 @@ impl Config {
                 self.state_dir.display(),
             ),
         };
+        self.tell("FIREZONE_ID", message);
+    }
+
+    fn settle(&mut self, claim: Claim, env: &dyn Env) {
+        if claim.number > 1 {
+            self.tell(
+                "FIREZONE_STATE_DIR",
+                format!(
+                    "another gateway uses {}, so this one keeps what is its own in {}",
+                    self.state_dir.display(),
+                    claim.directory.display()
+                ),
+            );
+            self.state_dir.clone_from(&claim.directory);
+        }
+        // Also in the first place: another one may have come and gone since the settings were read.
+        let unsettled = claim.number > 1 || self.identity.source == IdentitySource::Random;
+        if unsettled && self.identity.source != IdentitySource::Setting {
+            match identity::of_claim(&claim.directory) {
+                Ok(identity) => self.identity = identity,
+                Err(error) => {
+                    self.tell("FIREZONE_ID", format!("{error}; it is replaced"));
+                    self.identity = Identity::made_up();
+                }
+            }
+            self.telemetry.resource = telemetry::resource_attributes(env, &self.identity.id);
+        }
+        self.claim = Some(Arc::new(claim));
+    }
+
+    fn tell(&mut self, setting: &str, message: String) {
         self.notices.push(Notice {
-            setting: "FIREZONE_ID".to_owned(),
+            setting: setting.to_owned(),
             message,
         });
     }

@@ -25,6 +25,8 @@ const DEPTH: u32 = 4;
 
 /// What the gateway makes in its state directory, and what a fresh volume has.
 const OURS: [&str; 4] = ["gateway_id", "gateway_id.new", "flow_logs", "lost+found"];
+/// What other gateways have there that share it, with a number behind it.
+const OTHERS: &str = "gateway-";
 /// What the preflight makes there for a moment.
 const WRITE_CHECK: &str = ".write-check-";
 
@@ -108,8 +110,10 @@ fn only_ours(fd: &OwnedFd) -> io::Result<()> {
     for entry in Dir::read_from(fd)? {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy();
-        let known =
-            matches!(&*name, "." | "..") || OURS.contains(&&*name) || name.starts_with(WRITE_CHECK);
+        let known = matches!(&*name, "." | "..")
+            || OURS.contains(&&*name)
+            || name.starts_with(OTHERS)
+            || name.starts_with(WRITE_CHECK);
         if !known {
             return Err(io::Error::other(format!(
                 "it holds {name:?}, which is not the gateway's"

@@ -120,6 +120,8 @@ fn state_of_roots_is_opened_to_the_group_and_nothing_else_is_touched() {
         fs::set_permissions(directory, fs::Permissions::from_mode(0o700)).unwrap();
     }
     file(&state.join("gateway_id"), 0o640);
+    // Another gateway's, which shares the directory.
+    fs::create_dir(state.join("gateway-2")).unwrap();
     file(&records.join("token"), 0o600);
     // What whoever could write here before may have left for root to open.
     symlink(&outside, records.join("link")).unwrap();
