@@ -822,6 +822,10 @@ pub(crate) fn established(
     Some((receiver, message))
 }
 
+#[doc(hidden)]
+#[path = "bench.rs"]
+pub mod bench;
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]

@@ -368,6 +368,22 @@ impl RecvBuffers {
         }
     }
 
+    /// Makes a buffer look as if datagrams of `stride` bytes each had come, for benchmarks. `fill`
+    /// writes them, and says how many bytes they are.
+    #[doc(hidden)]
+    pub fn pretend(
+        &mut self,
+        buffer: usize,
+        (from, to): (SocketAddr, IpAddr),
+        stride: usize,
+        fill: impl FnOnce(&mut [u8]) -> usize,
+    ) {
+        let storage = &mut self.storage[RECV_BUFFER * buffer..][..RECV_BUFFER];
+        let meta = &mut self.meta[buffer];
+        meta.len = fill(storage);
+        (meta.addr, meta.dst_ip, meta.stride) = (from, Some(to), stride);
+    }
+
     /// The datagrams of the first `filled` buffers, in order of arrival, with trains split.
     pub fn datagrams(&mut self, filled: usize) -> impl Iterator<Item = Datagram<'_>> {
         self.storage
