@@ -4,6 +4,8 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -45,7 +47,7 @@ pub struct Status {
     #[serde(default)]
     pub relay_episodes: Vec<RelayEpisode>,
     /// Clients with at least one grant or a connection.
-    pub clients: Vec<ClientStatus>,
+    pub clients: Clients,
     /// Whether the clients' candidates and pairs are in it, as far as there are any. They are
     /// collected when somebody asks; if the gateway has no time for it, what it published last is
     /// given out without them.
@@ -333,6 +335,39 @@ pub struct RelayEpisode {
     pub begin: String,
     /// Why it ended, in words.
     pub end: String,
+}
+
+/// The clients of a document. There can be thousands, so documents that were made one after the other
+/// share them.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Clients(Arc<Vec<ClientStatus>>);
+
+impl From<Vec<ClientStatus>> for Clients {
+    fn from(clients: Vec<ClientStatus>) -> Self {
+        Self(Arc::new(clients))
+    }
+}
+
+impl FromIterator<ClientStatus> for Clients {
+    fn from_iter<T: IntoIterator<Item = ClientStatus>>(clients: T) -> Self {
+        clients.into_iter().collect::<Vec<_>>().into()
+    }
+}
+
+impl Deref for Clients {
+    type Target = Vec<ClientStatus>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl DerefMut for Clients {
+    /// Those of this document alone.
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        Arc::make_mut(&mut self.0)
+    }
 }
 
 /// State of one client.

@@ -617,7 +617,8 @@ mod tests {
                     ..GrantStatus::default()
                 }],
                 ..ClientStatus::default()
-            }],
+            }]
+            .into(),
             device: DeviceStatus {
                 name: "tun-firezone".into(),
                 up: true,

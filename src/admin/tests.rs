@@ -293,7 +293,7 @@ fn status_is_given_out_also_when_the_slow_path_does_not_answer() {
 #[test]
 fn a_document_of_an_older_gateway_is_read() {
     let mut document = serde_json::to_value(Status {
-        clients: vec![model::ClientStatus::default()],
+        clients: vec![model::ClientStatus::default()].into(),
         ..good()
     })
     .unwrap();

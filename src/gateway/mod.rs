@@ -48,10 +48,10 @@ pub fn run(
         &facts,
         &Surroundings::default(),
         None,
+        snapshot::Told::default(),
         &[],
         std::time::Instant::now(),
         facts.started,
-        true,
     );
     let (status, watcher) = watch::channel(Arc::new(first));
     let liveness = Liveness::default();

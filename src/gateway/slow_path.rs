@@ -14,9 +14,9 @@ use super::core::{Command, Core};
 use super::flow_reports::{self, WallClock};
 use super::host_setup::{self, Host};
 use super::host_story::{HostStory, Lack};
-use super::snapshot::{self, Facts, Surroundings};
+use super::snapshot::{self, Collected, Facts, Surroundings, Told};
 use crate::access::DNS_PORT;
-use crate::admin::model::{DeviceStatus, HostFinding, PortalState, Status};
+use crate::admin::model::{Clients, DeviceStatus, HostFinding, PortalState, Status};
 use crate::admin::{Drain, Heartbeat, Liveness, Question};
 use crate::config::{Config, ExitStatus};
 use crate::datapath::counters::Counters;
@@ -122,13 +122,15 @@ pub(super) async fn run(
     if config.strict && around.host.iter().any(|f| f.level == "error") {
         return Ok(ExitStatus::HostLacks);
     }
-    let publisher = Publisher {
+    let mut publisher = Publisher {
         status,
         facts,
+        collected: Collected::default(),
         heartbeat,
         log,
     };
-    let host = match wait_for_host(&config, &nodes, &mut around, &publisher, &mut signals).await {
+    let host = wait_for_host(&config, &nodes, &mut around, &mut publisher, &mut signals).await;
+    let host = match host {
         Some(Ok(host)) => host,
         Some(Err(())) => return Ok(ExitStatus::HostLacks),
         None => {
@@ -161,7 +163,7 @@ async fn wait_for_host(
     config: &Config,
     nodes: &Nodes,
     around: &mut Surroundings,
-    publisher: &Publisher,
+    publisher: &mut Publisher,
     signals: &mut Signals,
 ) -> Option<Result<Host, ()>> {
     let mut told = String::new();
@@ -213,6 +215,7 @@ fn idle_portal(config: &Config) -> crate::admin::model::PortalStatus {
 struct Publisher {
     status: watch::Sender<Arc<Status>>,
     facts: Facts,
+    collected: Collected,
     heartbeat: Heartbeat,
     log: LogControl,
 }
@@ -225,22 +228,42 @@ impl Publisher {
         }
     }
 
-    fn publish(&self, around: &Surroundings, core: Option<&Core>, counters: &[Arc<Counters>]) {
+    fn publish(&mut self, around: &Surroundings, core: Option<&Core>, counters: &[Arc<Counters>]) {
         self.heartbeat.tick(Instant::now());
         self.log.tell();
-        let status = self.build(around, core, counters, false);
+        let (now, wall) = (Instant::now(), SystemTime::now());
+        let clients = core.map_or_else(Clients::default, |core| {
+            self.collected
+                .clients(Instant::now, || core.client_statuses(now, wall, false))
+        });
+        let told = Told {
+            clients,
+            complete: false,
+        };
+        let status = self.build(around, core, told, counters);
         self.status.send_replace(Arc::new(status));
+    }
+
+    /// Everything that is known now.
+    fn complete(&self, around: &Surroundings, core: &Core, counters: &[Arc<Counters>]) -> Status {
+        let clients = core.client_statuses(Instant::now(), SystemTime::now(), true);
+        let told = Told {
+            clients: clients.into(),
+            complete: true,
+        };
+        self.build(around, Some(core), told, counters)
     }
 
     fn build(
         &self,
         around: &Surroundings,
         core: Option<&Core>,
+        told: Told,
         counters: &[Arc<Counters>],
-        complete: bool,
     ) -> Status {
         let (now, wall) = (Instant::now(), SystemTime::now());
-        snapshot::build(&self.facts, around, core, counters, now, wall, complete)
+        let facts = &self.facts;
+        snapshot::build(facts, around, core, told, counters, now, wall)
     }
 }
 
@@ -702,11 +725,10 @@ impl SlowPath {
             return;
         }
         self.look_around();
-        let status =
-            Arc::new(
-                self.publisher
-                    .build(&self.around, Some(&self.core), &self.counters, true),
-            );
+        let status = self
+            .publisher
+            .complete(&self.around, &self.core, &self.counters);
+        let status = Arc::new(status);
         for question in self.asked.drain(..) {
             // Who gave up waiting has been given something else.
             let _ = question.send(Arc::clone(&status));

@@ -48,7 +48,8 @@ fn status() -> Status {
             path: path.map(str::to_owned),
             ..ClientStatus::default()
         })
-        .into();
+        .into_iter()
+        .collect();
     status.traffic = TrafficStatus {
         rx_bytes: 1,
         tx_bytes: 2,
