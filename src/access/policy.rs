@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use ip_network_table::IpNetworkTable;
+use ip_network::IpNetwork;
 
 use super::account::Owner;
 use super::expiry::Expiry;
@@ -66,8 +66,8 @@ pub struct ClientPolicy {
     dns: Option<Expiry>,
     /// DNS grants in the order of their resources.
     names: Vec<Entry>,
-    /// CIDR grants by network.
-    networks: IpNetworkTable<Vec<Entry>>,
+    /// CIDR grants.
+    networks: Networks,
     tables: Arc<Tables>,
 }
 
@@ -84,6 +84,46 @@ struct Entry {
     owner: Owner,
     expires: Expiry,
     filters: Filters,
+}
+
+/// CIDR grants, to be found by an address in the network. Few lengths of prefixes occur, so each is
+/// tried; a tree of bits would take six kilobytes for a client with a single network.
+#[derive(Default)]
+struct Networks {
+    /// In the order of their networks.
+    grants: Vec<(IpNetwork, Entry)>,
+    /// Lengths of prefixes that occur, IPv4 and IPv6.
+    lengths: [Vec<u8>; 2],
+}
+
+impl Networks {
+    /// To be called once all are there.
+    fn order(&mut self) {
+        self.grants.sort_unstable_by_key(|(network, _)| *network);
+        self.grants.shrink_to_fit();
+        for (network, _) in &self.grants {
+            self.lengths[usize::from(network.is_ipv6())].push(network.netmask());
+        }
+        for lengths in &mut self.lengths {
+            lengths.sort_unstable();
+            lengths.dedup();
+            lengths.shrink_to_fit();
+        }
+    }
+
+    /// All grants of networks that an address is in, with the lengths of their prefixes.
+    fn around(&self, address: IpAddr) -> impl Iterator<Item = (u8, &Entry)> {
+        self.lengths[usize::from(address.is_ipv6())]
+            .iter()
+            .filter_map(move |length| IpNetwork::new_truncate(address, *length).ok())
+            .flat_map(|network| {
+                let first = self.grants.partition_point(|(other, _)| *other < network);
+                self.grants[first..]
+                    .iter()
+                    .take_while(move |(other, _)| *other == network)
+                    .map(move |(_, entry)| (network.netmask(), entry))
+            })
+    }
 }
 
 /// What lets a packet pass.
@@ -119,7 +159,7 @@ impl ClientPolicy {
             internet: None,
             dns: None,
             names: Vec::new(),
-            networks: IpNetworkTable::new(),
+            networks: Networks::default(),
             tables,
         };
         for Granted {
@@ -150,15 +190,11 @@ impl ClientPolicy {
                         expires,
                         filters: Filters::new(&cidr.filters),
                     };
-                    match policy.networks.exact_match_mut(cidr.address) {
-                        Some(entries) => entries.push(entry),
-                        None => {
-                            policy.networks.insert(cidr.address, vec![entry]);
-                        }
-                    }
+                    policy.networks.grants.push((cidr.address, entry));
                 }
             }
         }
+        policy.networks.order();
         policy
             .names
             .sort_unstable_by_key(|entry| entry.owner.resource);
@@ -405,10 +441,8 @@ impl ClientPolicy {
     }
 
     fn enter_networks<'a>(&'a self, contest: &mut Contest<'a>, remote: IpAddr) {
-        for (network, entries) in self.networks.matches(remote) {
-            for entry in entries {
-                contest.enter(network.netmask(), entry);
-            }
+        for (prefix, entry) in self.networks.around(remote) {
+            contest.enter(prefix, entry);
         }
     }
 }
@@ -486,12 +520,11 @@ fn unreachable(reason: DropReason) -> Denied {
 
 impl fmt::Debug for ClientPolicy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (v4, v6) = self.networks.len();
         f.debug_struct("ClientPolicy")
             .field("client", &self.client)
             .field("addresses", &self.addresses)
             .field("generation", &self.generation)
-            .field("networks", &(v4 + v6))
+            .field("networks", &self.networks.grants.len())
             .field("internet", &self.internet.is_some())
             .field("names", &self.names.len())
             .finish_non_exhaustive()
