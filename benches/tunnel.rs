@@ -7,12 +7,15 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Parser;
 use firezone_lab::scenario::{GATEWAY_ROUTER, Lab, RESOURCE_V4};
 use firezone_lab::traffic::{page, serve_iperf3};
+use firezone_lab::usage::Usage;
 use serde_json::Value;
 
 /// Compares tunnels side by side.
@@ -30,6 +33,10 @@ struct Args {
         default_value = "up-1,down-1,up-4,down-4,paced-up,paced-down,udp-up,udp-down,small-up,small-down,latency"
     )]
     cases: Vec<String>,
+    /// Also the gateway while it is watched: status each second, metrics each five, traces, metrics and
+    /// log lines to a collector.
+    #[arg(long)]
+    watched: bool,
     /// Also through coturn, which forwards packet by packet (firezone-gateway only).
     #[arg(long)]
     relayed: bool,
@@ -48,37 +55,93 @@ struct Args {
     /// Writes every figure to this file.
     #[arg(long)]
     json: Option<PathBuf>,
+    /// Draws throughput and CPU time of each case into this file.
+    #[arg(long)]
+    plot: Option<PathBuf>,
+    /// Measures nothing, but shows what `--json` has written.
+    #[arg(long)]
+    from: Option<PathBuf>,
     /// What `cargo bench` passes.
     #[arg(long, hide = true)]
     bench: bool,
 }
 
 /// Figures of one case by name.
-type Figures = BTreeMap<&'static str, f64>;
+type Figures = BTreeMap<String, f64>;
+
+/// Figures by case and tunnel.
+type Table = BTreeMap<(String, String), Figures>;
+
+/// The gateway, and the gateway while it is watched.
+const GATEWAY: &str = "firezone-gateway";
+const WATCHED: &str = "watched";
 
 fn main() -> Result<()> {
     // `cargo test --benches` only wants to know that it starts.
     if std::env::args().any(|argument| argument == "--test") {
         return Ok(());
     }
-    let args = Args::parse();
+    let mut args = Args::parse();
+    if args.watched {
+        args.tunnels.push(WATCHED.to_owned());
+    }
+    let table = match &args.from {
+        Some(file) => read(file)?,
+        None => measure(&args)?,
+    };
+    show(&args, &table);
+    if let Some(file) = &args.json {
+        let rows: Vec<Value> = table
+            .iter()
+            .map(|((case, tunnel), f)| serde_json::json!({"case": case, "tunnel": tunnel, "figures": f}))
+            .collect();
+        std::fs::write(file, serde_json::to_string_pretty(&rows)?)?;
+    }
+    if let Some(file) = &args.plot {
+        plot::draw(file, &table).map_err(|error| anyhow::anyhow!("{error}"))?;
+        println!("drawn into {}", file.display());
+    }
+    Ok(())
+}
+
+/// What `--json` has written.
+fn read(file: &Path) -> Result<Table> {
+    let rows: Vec<Value> = serde_json::from_slice(&std::fs::read(file)?)?;
+    rows.iter()
+        .map(|row| {
+            let text = |name: &str| Some(row[name].as_str()?.to_owned());
+            let key = text("case")
+                .zip(text("tunnel"))
+                .context("no case or tunnel")?;
+            Ok((key, serde_json::from_value(row["figures"].clone())?))
+        })
+        .collect()
+}
+
+/// Medians of interleaved rounds.
+fn measure(args: &Args) -> Result<Table> {
     ensure!(rustix::process::geteuid().is_root(), "namespaces need root");
     let mut all: BTreeMap<(String, String), Vec<Figures>> = BTreeMap::new();
     for round in 0..args.rounds {
-        for tunnel in &args.tunnels {
-            let mut bench = Bench::start(tunnel, false, &args)?;
+        let mut tunnels: Vec<&String> = args.tunnels.iter().collect();
+        // What changes slowly comes before and after everybody as often.
+        if round % 2 == 1 {
+            tunnels.reverse();
+        }
+        for tunnel in tunnels {
+            let mut bench = Bench::start(tunnel, false, args)?;
             for case in &args.cases {
-                let figures = bench.measure(case, &args)?;
+                let figures = bench.measure(case, args)?;
                 tell(round, tunnel, case, &figures);
                 all.entry((case.clone(), name(tunnel).to_owned()))
                     .or_default()
                     .push(figures);
             }
-            if args.relayed && tunnel == "firezone-gateway" {
-                drop(bench);
-                let mut bench = Bench::start(tunnel, true, &args)?;
+            bench.finish()?;
+            if args.relayed && tunnel == GATEWAY {
+                let mut bench = Bench::start(tunnel, true, args)?;
                 for case in args.cases.iter().filter(|c| c.ends_with("-1")) {
-                    let figures = bench.measure(case, &args)?;
+                    let figures = bench.measure(case, args)?;
                     let case = format!("relayed-{case}");
                     tell(round, tunnel, &case, &figures);
                     all.entry((case, name(tunnel).to_owned()))
@@ -88,19 +151,25 @@ fn main() -> Result<()> {
             }
         }
     }
-    let medians: BTreeMap<_, _> = all.iter().map(|(key, runs)| (key, medians(runs))).collect();
     println!("\nMedians of {} rounds of {} s", args.rounds, args.seconds);
+    Ok(all
+        .into_iter()
+        .map(|(key, runs)| (key, medians(&runs)))
+        .collect())
+}
+
+fn show(args: &Args, table: &Table) {
     println!(
         "{:<16} {:<18} {:>8} {:>9} {:>6} {:>6} {:>10} {:>8} {:>7}",
         "case", "tunnel", "Mbit/s", "CPU s/GB", "user", "sys", "switches", "us/pkt", "ratio"
     );
-    for ((case, tunnel), figures) in &medians {
+    for ((case, tunnel), figures) in table {
         let figure = |name| figures.get(name).copied();
         let shown = |name, digits: usize| {
             figure(name).map_or_else(|| "-".to_owned(), |v: f64| format!("{v:.digits$}"))
         };
         let first = name(args.tunnels.get(1).map_or("", String::as_str));
-        let ratio = medians
+        let ratio = table
             .get(&(case.clone(), first.to_owned()))
             .and_then(|other| Some(figure("cpu_per_gb")? / other.get("cpu_per_gb")?))
             .map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}"));
@@ -113,21 +182,21 @@ fn main() -> Result<()> {
             shown("switches_per_gb", 0),
             shown("us_per_packet", 2),
         );
-        if let Some(ms) = figure("rtt_ms") {
-            println!(
-                "{:>50} {ms:.2} ms median round trip, {:.2} ms 99 %",
-                "", figures["rtt_99_ms"]
-            );
+        if let Some((ms, most)) = figure("rtt_ms").zip(figure("rtt_99_ms")) {
+            println!("{:>50} {ms:.2} ms median round trip, {most:.2} ms 99 %", "");
         }
     }
-    if let Some(file) = &args.json {
-        let rows: Vec<Value> = medians
-            .iter()
-            .map(|((case, tunnel), f)| serde_json::json!({"case": case, "tunnel": tunnel, "figures": f}))
-            .collect();
-        std::fs::write(file, serde_json::to_string_pretty(&rows)?)?;
+    // What being watched costs.
+    for ((case, tunnel), watched) in table {
+        let alone = table.get(&(case.clone(), GATEWAY.to_owned()));
+        let (WATCHED, Some(alone)) = (tunnel.as_str(), alone) else {
+            continue;
+        };
+        let change = |name: &str| Some((watched.get(name)? / alone.get(name)? - 1.0) * 100.0);
+        if let Some((throughput, cpu)) = change("mbit").zip(change("cpu_per_gb")) {
+            println!("{case:<16} watched: throughput {throughput:+.1} %, CPU s/GB {cpu:+.1} %");
+        }
     }
-    Ok(())
 }
 
 /// A tunnel without the path of its binary.
@@ -144,9 +213,9 @@ fn tell(round: usize, tunnel: &str, case: &str, figures: &Figures) {
 }
 
 fn medians(runs: &[Figures]) -> Figures {
-    let mut values: BTreeMap<&'static str, Vec<f64>> = BTreeMap::new();
+    let mut values: BTreeMap<String, Vec<f64>> = BTreeMap::new();
     for (name, value) in runs.iter().flatten() {
-        values.entry(name).or_default().push(*value);
+        values.entry(name.clone()).or_default().push(*value);
     }
     values
         .into_iter()
@@ -161,14 +230,7 @@ fn medians(runs: &[Figures]) -> Figures {
 struct Bench {
     lab: Lab,
     tunnel: String,
-}
-
-/// What a process has used so far.
-#[derive(Clone, Copy)]
-struct Usage {
-    user: f64,
-    system: f64,
-    switches: f64,
+    watcher: Option<Watcher>,
 }
 
 impl Bench {
@@ -176,13 +238,16 @@ impl Bench {
         let mut lab = Lab::new("bench", Path::new(env!("CARGO_BIN_EXE_firezone-gateway")))?;
         lab.no_nat_for_gateway()?;
         match tunnel.split_once('=') {
-            None if tunnel == "firezone-gateway" => {
+            None if tunnel == GATEWAY || tunnel == WATCHED => {
                 let env: Vec<(&str, &str)> = args
                     .env
                     .iter()
                     .map(|e| e.split_once('=').with_context(|| format!("no value: {e}")))
                     .collect::<Result<_>>()?;
                 let mut all = vec![("RUST_LOG", "info")];
+                if tunnel == GATEWAY {
+                    all.push(("OTEL_SDK_DISABLED", "true"));
+                }
                 all.extend(env);
                 if relayed {
                     lab.block_direct()?;
@@ -198,9 +263,13 @@ impl Bench {
         let mut bench = Self {
             lab,
             tunnel: tunnel.to_owned(),
+            watcher: None,
         };
         serve_iperf3(&mut bench.lab)?;
-        if name(tunnel) == "firezone-gateway" {
+        if tunnel == WATCHED {
+            bench.watcher = Some(Watcher::start(&bench.lab)?);
+        }
+        if tunnel == GATEWAY || tunnel == WATCHED {
             bench.lab.fetch(&page(RESOURCE_V4))?;
             let wanted = if relayed { "relay" } else { "direct" };
             bench.lab.expect_path(|path| path.starts_with(wanted), 20)?;
@@ -216,32 +285,20 @@ impl Bench {
         Ok(bench)
     }
 
+    /// Makes sure that the gateway was watched, if it was to be.
+    fn finish(self) -> Result<()> {
+        match self.watcher {
+            Some(watcher) => watcher.stop(),
+            None => Ok(()),
+        }
+    }
+
     fn pid(&mut self) -> Result<u32> {
         self.lab.net.pid("gateway")
     }
 
     fn usage(&mut self) -> Result<Usage> {
-        let pid = self.pid()?;
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        let (_, rest) = stat.rsplit_once(')').context("stat")?;
-        let fields: Vec<&str> = rest.split_whitespace().collect();
-        // USER_HZ, the same on every Linux that runs this.
-        let ticks = 100.0;
-        let field = |n: usize| -> Result<f64> { Ok(fields[n].parse::<f64>()? / ticks) };
-        let mut switches = 0.0;
-        for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
-            let status = std::fs::read_to_string(task?.path().join("status")).unwrap_or_default();
-            switches += status
-                .lines()
-                .filter(|line| line.contains("ctxt_switches"))
-                .filter_map(|line| line.split_whitespace().nth(1)?.parse::<f64>().ok())
-                .sum::<f64>();
-        }
-        Ok(Usage {
-            user: field(11)?,
-            system: field(12)?,
-            switches,
-        })
+        Usage::of(self.pid()?)
     }
 
     fn measure(&mut self, case: &str, args: &Args) -> Result<Figures> {
@@ -309,7 +366,7 @@ impl Bench {
             };
         let gb = bytes / 1e9;
         let (user, system) = (after.user - before.user, after.system - before.system);
-        let mut figures = Figures::from([
+        let mut figures = figures([
             ("mbit", bytes * 8.0 / 1e6 / f64::from(args.seconds)),
             ("cpu_per_gb", (user + system) / gb),
             ("user_per_gb", user / gb),
@@ -318,11 +375,14 @@ impl Bench {
         ]);
         if kind == "udp" || kind == "small" {
             let length = if kind == "udp" { 1200.0 } else { 64.0 };
-            figures.insert("us_per_packet", (user + system) * 1e6 / (bytes / length));
-            figures.insert("lost_percent", lost);
+            figures.insert(
+                "us_per_packet".to_owned(),
+                (user + system) * 1e6 / (bytes / length),
+            );
+            figures.insert("lost_percent".to_owned(), lost);
         }
         if let Some(retransmits) = report["end"]["sum_sent"]["retransmits"].as_f64() {
-            figures.insert("retransmits", retransmits);
+            figures.insert("retransmits".to_owned(), retransmits);
         }
         Ok(figures)
     }
@@ -371,11 +431,64 @@ impl Bench {
             .collect();
         ensure!(times.len() > 100, "pings are lost: {pings}");
         times.sort_by(f64::total_cmp);
-        Ok(Figures::from([
+        Ok(figures([
             ("rtt_ms", times[times.len() / 2]),
             ("rtt_99_ms", times[times.len() * 99 / 100]),
         ]))
     }
+}
+
+fn figures<const N: usize>(figures: [(&str, f64); N]) -> Figures {
+    figures.map(|(name, value)| (name.to_owned(), value)).into()
+}
+
+/// Looks at the gateway as monitoring does.
+struct Watcher {
+    stop: Arc<AtomicBool>,
+    looks: std::thread::JoinHandle<Result<u32>>,
+}
+
+impl Watcher {
+    fn start(lab: &Lab) -> Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let looks = lab.net.beside("gateway", move || {
+            let mut looks = 0;
+            while !stopped.load(Ordering::Relaxed) {
+                get("/status")?;
+                if looks % 5 == 0 {
+                    get("/metrics")?;
+                }
+                looks += 1;
+                std::thread::sleep(Duration::from_secs(1));
+            }
+            Ok(looks)
+        })?;
+        Ok(Self { stop, looks })
+    }
+
+    fn stop(self) -> Result<()> {
+        self.stop.store(true, Ordering::Relaxed);
+        let looks = self
+            .looks
+            .join()
+            .map_err(|_| anyhow::anyhow!("it panicked"))??;
+        ensure!(looks > 0, "nobody looked");
+        Ok(())
+    }
+}
+
+/// Asks the gateway's admin server for something.
+fn get(path: &str) -> Result<()> {
+    use std::io::{Read as _, Write as _};
+
+    let mut stream = std::net::TcpStream::connect("127.0.0.1:8080")?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes())?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    ensure!(answer.starts_with(b"HTTP/1.1 200"), "{path} is refused");
+    Ok(())
 }
 
 /// Another implementation at both ends, with static keys; the resource is reached as through the gateway,
@@ -441,4 +554,112 @@ fn plain(lab: &mut Lab, kind: &str, program: &Path) -> Result<()> {
     lab.net
         .sh(GATEWAY_ROUTER, "nft flush chain inet lab input")?;
     Ok(())
+}
+
+mod plot {
+    use std::path::Path;
+
+    use plotters::prelude::*;
+
+    use super::Table;
+
+    const COLOURS: [RGBColor; 4] = [
+        RGBColor(0, 98, 155),
+        RGBColor(196, 78, 40),
+        RGBColor(120, 120, 120),
+        RGBColor(90, 140, 60),
+    ];
+    const SIZE: (u32, u32) = (900, 640);
+
+    /// Throughput above, CPU time per gigabyte below: a group of bars per case, a bar per tunnel.
+    pub fn draw(path: &Path, table: &Table) -> Result<(), Box<dyn std::error::Error>> {
+        let mut cases: Vec<&str> = Vec::new();
+        let mut tunnels: Vec<&str> = Vec::new();
+        for ((case, tunnel), figures) in table {
+            // Of streams only: what small packets cost per gigabyte is out of proportion.
+            if !figures.contains_key("cpu_per_gb") || figures.contains_key("us_per_packet") {
+                continue;
+            }
+            for (list, name) in [(&mut cases, case), (&mut tunnels, tunnel)] {
+                if !list.contains(&name.as_str()) {
+                    list.push(name);
+                }
+            }
+        }
+        cases.sort_by_key(|case| (case.starts_with("relayed"), case.starts_with("paced")));
+        // Ours first, whatever its name.
+        tunnels.sort_by_key(|tunnel| (*tunnel != super::GATEWAY, *tunnel));
+        let area = SVGBackend::new(path, SIZE).into_drawing_area();
+        area.fill(&WHITE)?;
+        let (above, below) = area.split_vertically(SIZE.1 / 2);
+        for (area, figure, title) in [
+            (above, "mbit", "Mbit/s"),
+            (
+                below,
+                "cpu_per_gb",
+                "CPU seconds of the gateway per gigabyte",
+            ),
+        ] {
+            let value = |case: &str, tunnel: &str| {
+                let figures = table.get(&(case.to_owned(), tunnel.to_owned()))?;
+                figures.get(figure).copied()
+            };
+            let highest = cases
+                .iter()
+                .flat_map(|case| tunnels.iter().filter_map(|tunnel| value(case, tunnel)))
+                .fold(0.0, f64::max);
+            let mut chart = ChartBuilder::on(&area)
+                .caption(title, ("sans-serif", 18))
+                .margin(12)
+                .x_label_area_size(28)
+                .y_label_area_size(56)
+                .build_cartesian_2d(0.0..cases.len() as f64, 0.0..highest * 1.35)?;
+            let label = |x: &f64| {
+                let case = x.floor() as usize;
+                cases
+                    .get(case)
+                    .map_or_else(String::new, |case| (*case).to_owned())
+            };
+            chart
+                .configure_mesh()
+                .disable_x_mesh()
+                .disable_x_axis()
+                .light_line_style(TRANSPARENT)
+                .y_label_formatter(&|y| format!("{y:.0}"))
+                .draw()?;
+            let width = 0.8 / tunnels.len() as f64;
+            for ((at, tunnel), colour) in tunnels.iter().enumerate().zip(COLOURS.iter().cycle()) {
+                let bars = cases.iter().enumerate().filter_map(|(n, case)| {
+                    let left = n as f64 + 0.1 + at as f64 * width;
+                    let corner = (left + width * 0.92, value(case, tunnel)?);
+                    Some(Rectangle::new([(left, 0.0), corner], colour.filled()))
+                });
+                chart
+                    .draw_series(bars)?
+                    .label(*tunnel)
+                    .legend(move |(x, y)| {
+                        Rectangle::new([(x, y - 5), (x + 12, y + 5)], colour.filled())
+                    });
+            }
+            // Under the middle of each group.
+            let plotting = chart.plotting_area();
+            let style = ("sans-serif", 13).into_text_style(&area);
+            let style = style.pos(plotters::style::text_anchor::Pos::new(
+                plotters::style::text_anchor::HPos::Center,
+                plotters::style::text_anchor::VPos::Top,
+            ));
+            for n in 0..cases.len() {
+                let (x, y) = plotting.map_coordinate(&(n as f64 + 0.5, 0.0));
+                let (left, top) = area.get_base_pixel();
+                area.draw_text(&label(&(n as f64)), &style, (x - left, y - top + 6))?;
+            }
+            chart
+                .configure_series_labels()
+                .position(SeriesLabelPosition::UpperRight)
+                .background_style(WHITE.mix(0.8))
+                .border_style(BLACK)
+                .draw()?;
+        }
+        Ok(())
+    }
 }

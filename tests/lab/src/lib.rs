@@ -10,4 +10,5 @@ pub mod netns;
 pub mod portal;
 pub mod scenario;
 pub mod traffic;
+pub mod usage;
 pub mod web;

@@ -260,6 +260,23 @@ impl Net {
             .is_ok_and(|c| matches!(c.try_wait(), Ok(None)))
     }
 
+    /// Lets `act` go on in the background, on a thread that sees the network as a host does.
+    ///
+    /// # Errors
+    /// When the namespace is not there.
+    pub fn beside<T: Send + 'static>(
+        &self,
+        host: &str,
+        act: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<std::thread::JoinHandle<Result<T>>> {
+        let namespace = std::fs::File::open(Path::new("/run/netns").join(self.ns(host)))?;
+        Ok(std::thread::spawn(move || {
+            let network = Some(rustix::thread::LinkNameSpaceType::Network);
+            rustix::thread::move_into_link_name_space(namespace.as_fd(), network)?;
+            act()
+        }))
+    }
+
     /// Runs `act` on a thread of its own that sees the network as a host does: what has to be quick
     /// cannot start a program for each step.
     ///
