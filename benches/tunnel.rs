@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -494,6 +494,8 @@ fn get(path: &str) -> Result<()> {
 /// Another implementation at both ends, with static keys; the resource is reached as through the gateway,
 /// by masquerading.
 fn plain(lab: &mut Lab, kind: &str, program: &Path) -> Result<()> {
+    static ROUNDS: AtomicU32 = AtomicU32::new(0);
+
     let keys = |lab: &Lab, host: &str| -> Result<(String, String)> {
         let private = lab.net.output(host, "wg genkey")?.trim().to_owned();
         let public = lab
@@ -502,9 +504,12 @@ fn plain(lab: &mut Lab, kind: &str, program: &Path) -> Result<()> {
         Ok((private, public.trim().to_owned()))
     };
     let (client, gateway) = (keys(lab, "client")?, keys(lab, "gateway")?);
+    // Both keep a control socket per interface name, for all namespaces, and one that is on its way out
+    // removes it under the feet of the next.
+    let round = ROUNDS.fetch_add(1, Ordering::Relaxed);
+    let interface = |host: &str| format!("wg{round}-{host}");
     for (host, process) in [("gateway", "gateway"), ("client", "wg-client")] {
-        // Both keep a control socket per interface name, for all namespaces.
-        let interface = format!("bench-{host}");
+        let interface = interface(host);
         let args: Vec<&str> = match kind {
             "wireguard-go" => vec!["-f", &interface],
             "boringtun-cli" => vec!["--foreground", "--disable-drop-privileges", &interface],
@@ -544,8 +549,8 @@ fn plain(lab: &mut Lab, kind: &str, program: &Path) -> Result<()> {
             ),
         )?;
     }
-    lab.net
-        .sh("client", "ip route add 10.99.0.0/24 dev bench-client")?;
+    let route = format!("ip route add 10.99.0.0/24 dev {}", interface("client"));
+    lab.net.sh("client", &route)?;
     lab.net.nft(
         "gateway",
         "table inet bench { chain postrouting { type nat hook postrouting priority srcnat; \
