@@ -15,6 +15,7 @@
 //! | `POST /init` | `{"gateway" or "client"}` | pushes `init` again |
 //! | `POST /push` | `{"gateway" or "client", "event", "payload"}` | pushes anything |
 //! | `POST /token` | `{"token", "revoked": bool}` | makes a token invalid or valid again |
+//! | `POST /clock` | `{"offset_seconds"}` | the portal's clock is wrong by that much |
 //! | `POST /shutdown` | `{"code", "reason"}` (1012) | Close to all, then the process ends |
 //!
 //! Peers are named by id, external id or name, resources by id or name. An empty body is `{}`.
@@ -79,6 +80,7 @@ pub(super) fn routes(shared: Arc<Shared>) -> Router {
         .route("/init", post(init))
         .route("/push", post(push))
         .route("/token", post(token))
+        .route("/clock", post(clock))
         .route("/shutdown", post(shutdown))
         .with_state(shared)
 }
@@ -312,6 +314,18 @@ struct Token {
 async fn token(State(shared): State<Arc<Shared>>, body: Bytes) -> Reply {
     let body: Token = parse(&body)?;
     shared.with(|core, now| core.set_token_revoked(now, &body.token, body.revoked));
+    done()
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Clock {
+    offset_seconds: i64,
+}
+
+async fn clock(State(shared): State<Arc<Shared>>, body: Bytes) -> Reply {
+    let body: Clock = parse(&body)?;
+    shared.set_clock_offset(body.offset_seconds);
     done()
 }
 

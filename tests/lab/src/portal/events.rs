@@ -30,6 +30,15 @@ impl Now {
         }
     }
 
+    /// The same moment where the clock is wrong by so many seconds; intervals do not change.
+    #[must_use]
+    pub fn with_clock_off_by(self, seconds: i64) -> Self {
+        let unix_ms = self
+            .unix_ms
+            .saturating_add_signed(seconds.saturating_mul(1000));
+        Self { unix_ms, ..self }
+    }
+
     /// Seconds since the Unix epoch.
     pub fn unix(&self) -> u64 {
         self.unix_ms / 1000

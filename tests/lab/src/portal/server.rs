@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::future::IntoFuture as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -59,6 +60,8 @@ pub struct Portal {
 #[derive(Debug)]
 pub(super) struct Shared {
     core: Mutex<Core>,
+    /// How wrong the portal's clock is, in seconds.
+    clock_offset: AtomicI64,
     /// The next deadline may have changed.
     changed: Notify,
     /// Set once, to the code and reason of the Close frames, when the portal is to end.
@@ -69,13 +72,19 @@ impl Shared {
     /// Runs `f` on the state, then writes what it changed to the state file.
     pub(super) fn with<T>(&self, f: impl FnOnce(&mut Core, Now) -> T) -> T {
         let mut core = self.core.lock().unwrap_or_else(PoisonError::into_inner);
-        let result = f(&mut core, Now::read());
+        let offset = self.clock_offset.load(Ordering::Relaxed);
+        let result = f(&mut core, Now::read().with_clock_off_by(offset));
         if let Err(error) = core.save() {
             tracing::error!(error = %format!("{error:#}"), "state not saved");
         }
         drop(core);
         self.changed.notify_one();
         result
+    }
+
+    /// From now on the portal's clock is wrong by so many seconds.
+    pub(super) fn set_clock_offset(&self, seconds: i64) {
+        self.clock_offset.store(seconds, Ordering::Relaxed);
     }
 
     /// Asks for the end; the first call counts.
@@ -100,6 +109,7 @@ impl Portal {
         let core = Core::new(Now::read(), options.policy, store, options.timings);
         let shared = Arc::new(Shared {
             core: Mutex::new(core),
+            clock_offset: AtomicI64::new(0),
             changed: Notify::new(),
             shutdown: watch::Sender::new(None),
         });

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use firezone_lab::portal::Timings;
 use serde_json::{Value, json};
 
-use crate::support::{Dial, eventually, get, portal, post, timings, try_post};
+use crate::support::{Dial, NET, eventually, get, portal, post, timings, try_post};
 
 #[tokio::test]
 async fn connects_are_refused_as_often_as_asked() {
@@ -207,6 +207,23 @@ async fn changed_resources_and_relays_are_announced() {
     let presence = gateway.payload("relays_presence").await;
     assert_eq!(presence["disconnected_ids"], json!([]));
     assert_eq!(presence["connected"][0]["addr"], "192.0.2.9:3478");
+}
+
+#[tokio::test]
+async fn a_wrong_clock_moves_the_end_of_grants_and_no_deadline() {
+    let portal = portal(timings(), None).await;
+    let before = get(&portal, "/state").await["now_ms"].as_u64().unwrap();
+    post(&portal, "/clock", json!({"offset_seconds": -3600})).await;
+    let behind = get(&portal, "/state").await["now_ms"].as_u64().unwrap();
+    assert!(behind < before - 3_500_000, "{before} {behind}");
+    // Connections live on.
+    let (mut gateway, _) = Dial::gateway(&portal).join().await;
+    let (mut client, _) = Dial::client(&portal).join().await;
+    let request = json!({"resource_id": NET, "connected_gateway_ids": []});
+    client.say("request_authorization", request).await;
+    let grant = gateway.payload("create_authorization").await;
+    let ends = grant["expires_at"].as_u64().unwrap() * 1000;
+    assert!(ends < before + 8 * 3_600_000 - 3_500_000, "{grant}");
 }
 
 #[tokio::test]
