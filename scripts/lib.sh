@@ -145,26 +145,6 @@ ensure_docker() {
     find_compose || die "neither 'docker compose' nor 'docker-compose' works; install the compose plugin"
 }
 
-compose() {
-    local sudo=()
-    [ "${DOCKER[0]}" = sudo ] && sudo=(sudo)
-    if "${DOCKER[@]}" compose version >/dev/null 2>&1; then COMPOSE=("${DOCKER[@]}" compose)
-    elif have docker-compose; then COMPOSE=("${sudo[@]}" docker-compose)
-    else return 1; fi
-}
-
-ensure_docker() {
-    if ! have docker || { ! docker_answers && ! have dockerd && [ ! -x /usr/sbin/dockerd ] && [ ! -d /run/systemd/system ]; }; then
-        have apt-get || die "Docker is missing. Install it (https://docs.docker.com/engine/install/) with its compose plugin and run this again."
-        # iptables: the daemon cannot make a network without it. tini and the rest are optional.
-        apt_install docker.io iptables
-    fi
-    start_docker
-    find_compose && return 0
-    apt_install docker-compose
-    find_compose || die "neither 'docker compose' nor 'docker-compose' works; install the compose plugin"
-}
-
 compose() { "${COMPOSE[@]}" -p "$PROJECT" -f "$LAB_FILE" "$@"; }
 image_exists() { "${DOCKER[@]}" image inspect "$1" >/dev/null 2>&1; }
 container() { printf '%s-%s' "$PROJECT" "$1"; }
@@ -395,14 +375,18 @@ attempt() {
     set -e
 }
 
+now_ms() { printf '%s' $((${EPOCHREALTIME/[.,]/} / 1000)); }
+
 # wait_until SECONDS WHAT COMMAND...: prints one line, with the time it took.
 wait_until() {
-    local limit=$1 what=$2 start=$SECONDS; shift 2
+    local limit=$1 what=$2 begun took; shift 2
+    begun=$(now_ms)
     until "$@" >/dev/null 2>&1; do
-        if [ $((SECONDS - start)) -ge "$limit" ]; then fail "$what (waited $limit s)"; return 1; fi
-        sleep 0.5
+        if [ $(($(now_ms) - begun)) -ge $((limit * 1000)) ]; then fail "$what (waited $limit s)"; return 1; fi
+        sleep 0.2
     done
-    good "$what ${DIM}($((SECONDS - start)) s)${PLAIN}"
+    took=$(($(now_ms) - begun))
+    good "$what ${DIM}($((took / 1000)).$((took % 1000 / 100)) s)${PLAIN}"
 }
 
 gateway_health_is() { [ "$("${DOCKER[@]}" inspect -f '{{.State.Health.Status}}' "$(container gateway)")" = "$1" ]; }
@@ -440,7 +424,19 @@ explain() {
 block_direct()   { inside router-c lab-entrypoint block-direct;   inside router-g lab-entrypoint block-direct; }
 unblock_direct() { inside router-c lab-entrypoint unblock-direct; inside router-g lab-entrypoint unblock-direct; }
 
+# Gateways and clients that tests start are named like this (tests/compose), so that none can stay.
+remove_cells() {
+    local ids
+    ids=$("${DOCKER[@]}" ps -aq --filter "name=^$(container cell-)")
+    [ -n "$ids" ] || return 0
+    # A client says goodbye, and does not stay in somebody's status.
+    "${DOCKER[@]}" stop -t 1 "$(container cell-client)" >/dev/null 2>&1 || true
+    # shellcheck disable=SC2086  # several words
+    "${DOCKER[@]}" rm -f -v $ids >/dev/null
+}
+
 stop_lab() {
+    remove_cells
     # Volumes too: the gateway's identity in the lab is worth nothing.
     compose down -v --remove-orphans >/dev/null 2>&1 || compose down -v --remove-orphans
 }
