@@ -8,7 +8,7 @@ FROM ${BASE} AS tools
 # No recommended packages: coturn would bring a mail server's worth of them.
 RUN apt-get update \
  && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
-        coturn curl iperf3 iproute2 iputils-ping nftables tcpdump \
+        conntrack coturn curl iperf3 iproute2 iputils-ping jq nftables tcpdump \
  && rm -rf /var/lib/apt/lists/* /var/cache/apt/archives/*.deb
 COPY lab-entrypoint /usr/local/bin/lab-entrypoint
 ENTRYPOINT ["/usr/local/bin/lab-entrypoint"]

@@ -429,9 +429,11 @@ remove_cells() {
     local ids
     ids=$("${DOCKER[@]}" ps -aq --filter "name=^$(container cell-)")
     [ -n "$ids" ] || return 0
-    # A client says goodbye, and does not stay in somebody's status.
-    "${DOCKER[@]}" stop -t 1 "$(container cell-client)" >/dev/null 2>&1 || true
+    # In order, because relays keep the allocations of those that were killed, and refuse the same port
+    # to anybody else for ten minutes.
     # shellcheck disable=SC2086  # several words
+    "${DOCKER[@]}" stop -t 3 $ids >/dev/null
+    # shellcheck disable=SC2086
     "${DOCKER[@]}" rm -f -v $ids >/dev/null
 }
 
