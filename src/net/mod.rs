@@ -120,12 +120,20 @@ impl UdpSocket {
     fn new(socket: Socket, sizes: (usize, usize), options: SocketOptions) -> io::Result<Self> {
         let socket: StdUdpSocket = socket.into();
         let state = UdpSocketState::new((&socket).into())?;
+        let local = socket.local_addr()?;
+        // Without it full packets of the tunnel do not pass a way of less than 1360 bytes. Peers take
+        // no shorter ones: 1280 is the least that IPv6 inside may have.
+        if let Err(error) = let_fragment(&socket, local) {
+            tracing::debug!(%error, "datagrams cannot be fragmented");
+        }
+        // The library asks for times of arrival, which nobody here reads. With them its buffer is too
+        // small for what the kernel tells of a train, and the ECN bits, told last, are cut off.
+        set_option(&socket, libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, 0)?;
         let gro = options.gro && state.gro_segments() > 1;
         if !gro {
             // The library has turned it on; a kernel that does not know it has nothing to turn off.
             let _ = set_gro(&socket, false);
         }
-        let local = socket.local_addr()?;
         Ok(Self {
             gso: options.gso && state.max_gso_segments() > 1,
             gro,
@@ -228,9 +236,13 @@ impl UdpSocket {
                 self.state.try_send((&self.socket).into(), &transmit)
             }
             // After EIO or EINVAL the library has switched segmentation off; once more, one by one.
+            // EMSGSIZE: the way there takes shorter ones only, and the kernel fragments no trains.
             Err(error)
                 if segment.is_some()
-                    && matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL)) =>
+                    && matches!(
+                        error.raw_os_error(),
+                        Some(libc::EIO | libc::EINVAL | libc::EMSGSIZE)
+                    ) =>
             {
                 self.send_each(&transmit)
             }
@@ -302,13 +314,33 @@ fn unbound(family: Family, options: SocketOptions) -> io::Result<(Socket, (usize
 fn set_gro(socket: &StdUdpSocket, on: bool) -> io::Result<()> {
     const UDP_GRO: libc::c_int = 104;
 
-    let value = libc::c_int::from(on);
+    set_option(socket, libc::SOL_UDP, UDP_GRO, libc::c_int::from(on))
+}
+
+/// Lets routers (IPv4) and this host (both families) fragment what is too long for the way; the
+/// library, made for a protocol that looks for the longest datagram itself, has forbidden it.
+fn let_fragment(socket: &StdUdpSocket, local: SocketAddr) -> io::Result<()> {
+    if local.is_ipv4() {
+        let (name, value) = (libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT);
+        return set_option(socket, libc::IPPROTO_IP, name, value);
+    }
+    let (name, value) = (libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT);
+    set_option(socket, libc::IPPROTO_IPV6, name, value)?;
+    set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG, 0)
+}
+
+fn set_option(
+    socket: &StdUdpSocket,
+    level: libc::c_int,
+    name: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
     // SAFETY: the kernel reads as many bytes as `value` has, while it lives.
     let result = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
-            libc::SOL_UDP,
-            UDP_GRO,
+            level,
+            name,
             (&raw const value).cast(),
             size_of_val(&value) as libc::socklen_t,
         )
@@ -685,19 +717,53 @@ mod tests {
         assert!(full.dropped().unwrap() > 0);
     }
 
+    /// ECN bits of what arrives, and how many buffers it took.
+    fn ecn_received(socket: &UdpSocket, wanted: usize) -> (Vec<u8>, usize) {
+        let mut buffers = RecvBuffers::new();
+        let (mut ecn, mut filled) = (Vec::new(), 0);
+        for _ in 0..2000 {
+            if let Ok(n) = socket.recv(&mut buffers) {
+                filled += n;
+                ecn.extend(buffers.datagrams(n).map(|d| d.ecn));
+            } else if ecn.len() < wanted {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            if ecn.len() >= wanted {
+                return (ecn, filled);
+            }
+        }
+        panic!("only {} of {wanted} arrived", ecn.len());
+    }
+
     #[test]
     fn ecn_bits_reach_the_receiver() {
         let (a, b) = (bind(), bind());
         a.send(None, loopback(&b), 0b10, b"x", None).unwrap();
-        let mut buffers = RecvBuffers::new();
-        for _ in 0..2000 {
-            if let Ok(n) = b.recv(&mut buffers) {
-                let ecn: Vec<u8> = buffers.datagrams(n).map(|d| d.ecn).collect();
-                assert_eq!(ecn, [0b10]);
-                return;
+        assert_eq!(ecn_received(&b, 1), (vec![0b10], 1));
+    }
+
+    #[test]
+    fn ecn_bits_of_trains_reach_the_receiver() {
+        for (family, ip) in [
+            (Family::V4, IpAddr::from(Ipv4Addr::LOCALHOST)),
+            (Family::V6, IpAddr::from(Ipv6Addr::LOCALHOST)),
+        ] {
+            let options = SocketOptions {
+                port: 0,
+                ..SocketOptions::default()
+            };
+            let Ok(a) = UdpSocket::bind(family, options) else {
+                assert_eq!(family, Family::V6, "no IPv4");
+                continue;
+            };
+            let b = UdpSocket::bind(family, options).unwrap();
+            let to = SocketAddr::new(ip, b.local_addr().port());
+            a.send(None, to, 0b11, &[0; 10 * 100], Some(100)).unwrap();
+            let (ecn, filled) = ecn_received(&b, 10);
+            assert_eq!(ecn, [0b11; 10], "{family:?}");
+            if a.max_segments() > 1 && b.has_gro() {
+                assert_eq!(filled, 1, "not a train");
             }
-            std::thread::sleep(Duration::from_millis(1));
         }
-        panic!("nothing arrived");
     }
 }
