@@ -40,7 +40,10 @@ impl Entry {
 
 /// Allowances by flow.
 pub struct FlowCache {
+    /// Made with the first flow: a gateway that nobody uses is small.
     sets: Box<[[Option<Entry>; WAYS]]>,
+    /// How many there are then, less one.
+    mask: usize,
     /// Which way of a set is replaced next.
     victim: Box<[u8]>,
     hasher: foldhash::fast::RandomState,
@@ -60,7 +63,8 @@ impl FlowCache {
     pub fn new(workers: usize) -> Self {
         let sets = (SETS / workers.max(1)).max(MIN_SETS).next_power_of_two();
         Self {
-            sets: (0..sets).map(|_| [const { None }; WAYS]).collect(),
+            sets: Box::default(),
+            mask: sets - 1,
             victim: vec![0; sets].into_boxed_slice(),
             hasher: foldhash::fast::RandomState::default(),
         }
@@ -80,12 +84,14 @@ impl FlowCache {
         flags: TcpFlags,
         decide: impl FnOnce() -> Result<Passed, Denied>,
     ) -> Result<Option<&Arc<Flow>>, Denied> {
-        let set = self.hasher.hash_one(key) as usize & (self.sets.len() - 1);
-        let hit = self.sets[set].iter().position(|entry| {
-            entry.as_ref().is_some_and(|entry| {
-                entry.generation == generation
-                    && entry.key == *key
-                    && entry.is_current(at.now, at.tick, flags)
+        let set = self.hasher.hash_one(key) as usize & self.mask;
+        let hit = self.sets.get(set).and_then(|ways| {
+            ways.iter().position(|entry| {
+                entry.as_ref().is_some_and(|entry| {
+                    entry.generation == generation
+                        && entry.key == *key
+                        && entry.is_current(at.now, at.tick, flags)
+                })
             })
         });
         let way = match hit {
@@ -99,6 +105,10 @@ impl FlowCache {
 
     #[cold]
     fn keep(&mut self, set: usize, key: &FlowKey, generation: u64, passed: Passed) -> usize {
+        if self.sets.is_empty() {
+            let all = 0..=self.mask;
+            self.sets = all.map(|_| [const { None }; WAYS]).collect();
+        }
         let ways = &mut self.sets[set];
         // The same flow under an older policy, else a free way, else the next victim.
         let way = ways
