@@ -121,7 +121,15 @@ counted() { inside "$1" sh -c 'nft -j list table inet cell | jq "[.. | .counter?
 
 FORWARD='chain cell { type filter hook forward priority filter - 2;'
 block_direct_() { later unblock_direct; block_direct; }
-no_ipv6_outside() { rules router-c "$FORWARD meta nfproto ipv6 drop; }"; }
+# outside FAMILY: client and gateway have nothing else to meet over. (The portal has IPv4 alone.) The
+# client leaves before, as long as its goodbye arrives.
+outside() {
+    client_leaves
+    case $1 in
+        4) rules router-c "$FORWARD meta nfproto ipv6 drop; }" ;;
+        6) rules router-c "$FORWARD meta nfproto ipv4 meta l4proto udp drop; }" ;;
+    esac
+}
 # nats KIND KIND: of the client's and the gateway's router. Relays know both ends by the ports that NAT
 # gave them, so all of them have to meet anew before and after, as in another network.
 nats() {
@@ -134,23 +142,21 @@ nats() {
     wait_until 20 "relays are met anew" both_ends_have_relays
 }
 
-# relays JSON: what the portal offers from now on. Afterwards both again, as new ones, so that
-# nobody holds on to what the cell left of them.
+# relays JSON: what the portal offers from now on.
 relays() {
     later renew_relays
     portal_post /relays "{\"relays\": $1, \"immediate\": true, \"force\": true}"
 }
 relay() { printf '{"id": "%s", "v4": "%s:3478", "v6": "[2001:db8:1::%s]:3478", "secret": "lab-relay-secret", "realm": "firezone"%s}' "$1" "$2" "${2##*.}" "${3:-}"; }
 fresh_id() { cat /proc/sys/kernel/random/uuid; }
+# Those of compose/lab-policy.yaml, and nobody remembers anything of earlier ones: relays would refuse the
+# same port with another user name for a while, and the client's double holds on to relays of whose
+# end it was not told.
 renew_relays() {
-    local c ids pids=()
-    # Their memory goes, too: the same port with another user name would be refused for a while.
-    for c in relay relay-b; do docker_ restart -t 0 "$(container $c)" >/dev/null & pids+=($!); done
-    # The client's double holds on to relays of whose end it was not told.
-    docker_ restart -t 1 "$(container client)" >/dev/null & pids+=($!)
+    local c pids=() policy=5d5d5d5d-1ab0-4000-8000-00000000000
+    portal_post /relays "{\"relays\": [$(relay ${policy}1 $RELAY_A), $(relay ${policy}2 $RELAY_B)], \"immediate\": true}"
+    for c in relay relay-b client gateway; do docker_ restart -t 2 "$(container $c)" >/dev/null & pids+=($!); done
     wait "${pids[@]}"
-    ids=("$(fresh_id)" "$(fresh_id)")
-    portal_post /relays "{\"relays\": [$(relay "${ids[0]}" $RELAY_A), $(relay "${ids[1]}" $RELAY_B)], \"immediate\": true, \"force\": true}"
 }
 all_relays_allocated() { status_is '[.relays[] | select(.state == "allocated")] | length >= 2'; }
 both_ends_have_relays() { all_relays_allocated && client_is '[.relays[] | select(.relayed != null) | .id] | unique | length >= 2'; }

@@ -5,7 +5,8 @@
 found() { wait_until 20 "$1 is found, with the line to add: $3" status_is ".host[] | select(.name == \"$1\" and .level == \"$2\") | (.fix // \"\") | contains(\"$3\")"; }
 stays_up() {
     check "it is live" probe /livez
-    check "it is not ready" not probe /readyz
+    # A second look at the host decides.
+    wait_until 15 "it is not ready" not probe /readyz
     check "it runs" [ "$(docker_ inspect -f '{{.State.Running}} {{.RestartCount}}' "$(container cell-a)")" = "true 0" ]
 }
 serves() {

@@ -28,8 +28,9 @@ cell_relay_over_ipv6_alone_carries_both() {
     block_direct_
     rules router-g "$FORWARD meta nfproto ipv4 meta l4proto udp drop; }"
     rules router-c "$FORWARD meta nfproto ipv4 meta l4proto udp drop; }"
-    renew_relays; later renew_relays
-    client_leaves
+    later renew_relays
+    renew_relays
+    wait_until 20 "relays are met anew" both_ends_have_relays
     wait_until 45 "IPv4" fetch "$WEB4/"
     wait_until 20 "IPv6" fetch "$WEB6/"
     check "both ends of the path are IPv6" client_status_is '(.local | startswith("[")) and (.remote | startswith("["))'
@@ -101,7 +102,7 @@ cell_relay_that_is_withdrawn_hands_over_to_the_next() {
     relays "[$(relay "$(fresh_id)" $RELAY_A)]"
     relayed
     check "through the only one there is" [ "$(relay_in_use)" = relay ]
-    watch_begin stream 10.213.3.80 20
+    watch_begin stream 10.213.3.80 10
     relays "[$(relay "$(fresh_id)" $RELAY_B)]"
     wait_until 20 "it has moved to the other one" eval '[ "$(relay_in_use)" = relay-b ]'
     watch_end "a TCP connection"
