@@ -181,7 +181,7 @@ cell_net() {
 }
 
 # What compose/gateway.yaml gives a gateway.
-USUAL=(--device /dev/net/tun --cap-add NET_ADMIN --security-opt no-new-privileges:true --read-only --tmpfs /var/lib/firezone)
+USUAL=(--device /dev/net/tun --cap-add NET_ADMIN --cap-add SETUID --cap-add SETGID --security-opt no-new-privileges:true --read-only --tmpfs /var/lib/firezone)
 
 # cell_gateway NAME [docker option...]: a gateway in there. It serves $CELL_WEB4 and $CELL_WEB6.
 cell_gateway() {
