@@ -155,7 +155,11 @@ fresh_id() { cat /proc/sys/kernel/random/uuid; }
 renew_relays() {
     local c pids=() policy=5d5d5d5d-1ab0-4000-8000-00000000000
     portal_post /relays "{\"relays\": [$(relay ${policy}1 $RELAY_A), $(relay ${policy}2 $RELAY_B)], \"immediate\": true}"
-    for c in relay relay-b client gateway; do docker_ restart -t 2 "$(container $c)" >/dev/null & pids+=($!); done
+    # First the relays: who meets one that is about to restart would hold on to what it has forgotten.
+    for c in relay relay-b; do docker_ restart -t 0 "$(container $c)" >/dev/null & pids+=($!); done
+    wait "${pids[@]}"
+    pids=()
+    for c in client gateway; do docker_ restart -t 2 "$(container $c)" >/dev/null & pids+=($!); done
     wait "${pids[@]}"
 }
 all_relays_allocated() { status_is '[.relays[] | select(.state == "allocated")] | length >= 2'; }
