@@ -124,7 +124,7 @@ block_direct_() { later unblock_direct; block_direct; }
 # outside FAMILY: client and gateway have nothing else to meet over. (The portal has IPv4 alone.) The
 # client leaves before, as long as its goodbye arrives.
 outside() {
-    client_leaves
+    wait_until 10 "the client leaves" client_leaves
     case $1 in
         4) rules router-c "$FORWARD meta nfproto ipv6 drop; }" ;;
         6) rules router-c "$FORWARD meta nfproto ipv4 meta l4proto udp drop; }" ;;
