@@ -19,6 +19,8 @@ use crate::config::{
 
 /// For one question, from connecting to the end of the answer. Docker's own limit is usually 3 s.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How long `status` waits for a gateway that is not there: whoever has just started one asks at once.
+const STARTING: Duration = Duration::from_secs(2);
 /// A status document of thousands of clients is some megabytes.
 const LARGEST_ANSWER: u64 = 64 * 1024 * 1024;
 
@@ -336,7 +338,19 @@ pub fn status(
     err: &mut dyn Write,
 ) -> io::Result<ExitStatus> {
     let Some(seconds) = arguments.watch else {
-        return match fetch_status(arguments, settings, env, colour) {
+        let begun = Instant::now();
+        let answer = loop {
+            match fetch_status(arguments, settings, env, colour) {
+                // Started a moment ago, it does not listen yet.
+                Err(AskError::Unreachable { error, .. })
+                    if is_not_there(&error) && begun.elapsed() < STARTING =>
+                {
+                    std::thread::sleep(STARTING / 20);
+                }
+                answer => break answer,
+            }
+        };
+        return match answer {
             Ok(text) => {
                 out.write_all(text.as_bytes())?;
                 Ok(ExitStatus::Ok)
@@ -358,6 +372,14 @@ pub fn status(
         out.flush()?;
         std::thread::sleep(Duration::from_secs(seconds.into()));
     }
+}
+
+/// Nobody listens, rather than somebody who does not answer.
+fn is_not_there(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound
+    )
 }
 
 /// One picture of several: on a terminal it takes the place of the former, elsewhere it follows it

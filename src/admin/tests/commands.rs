@@ -1,5 +1,7 @@
 //! The sub-commands that ask a running gateway.
 
+use std::thread;
+
 use super::*;
 
 fn check(
@@ -103,6 +105,32 @@ fn healthcheck_without_a_server_says_where_it_looked() {
         "{text}"
     );
     assert!(text.contains("Is the gateway running"), "{text}");
+}
+
+/// Whoever pastes all lines of the instructions asks before it listens.
+#[test]
+fn status_waits_for_a_gateway_that_was_started_a_moment_ago() {
+    let socket = tempfile::tempdir().unwrap();
+    let path = socket.path().join("admin.sock");
+    let arguments = StatusArgs {
+        watch: None,
+        json: true,
+        addr: Some(format!("unix:{}", path.display())),
+    };
+    let gateway = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(300));
+        let listener = std::os::unix::net::UnixListener::bind(path).unwrap();
+        let (mut stream, _) = listener.accept().unwrap();
+        let _ = stream.read(&mut [0; 4096]).unwrap();
+        let body = serde_json::to_string(&good()).unwrap();
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+        stream.write_all((head + &body).as_bytes()).unwrap();
+    });
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let (settings, env) = (Settings::default(), FixedEnv::default());
+    let exit = status(&arguments, &settings, &env, false, &mut out, &mut err).unwrap();
+    assert_eq!(exit, ExitStatus::Ok, "{}", String::from_utf8_lossy(&err));
+    gateway.join().unwrap();
 }
 
 #[test]
