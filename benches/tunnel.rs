@@ -131,7 +131,15 @@ fn measure(args: &Args) -> Result<Table> {
         for tunnel in tunnels {
             let mut bench = Bench::start(tunnel, false, args)?;
             for case in &args.cases {
-                let figures = bench.measure(case, args)?;
+                let figures = match bench.measure(case, args) {
+                    Ok(figures) => figures,
+                    // One of the others that drops a test's own connections spoils that case only.
+                    Err(error) if tunnel.contains('=') => {
+                        println!("{} {} {case}: {error}", round + 1, name(tunnel));
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                };
                 tell(round, tunnel, case, &figures);
                 all.entry((case.clone(), name(tunnel).to_owned()))
                     .or_default()
