@@ -98,25 +98,6 @@ fn rules_come_back(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// Ends with status 0 and leaves no rule, no route and no device.
-fn ends_in_order(lab: &mut Lab) -> Result<()> {
-    lab.net.signal("gateway", Signal::TERM)?;
-    let status = lab.net.wait("gateway", Duration::from_secs(5))?;
-    ensure!(status.success(), "{status}\n{}", lab.net.log("gateway"));
-    leaves_nothing(&lab.net).with_context(|| lab.net.log("gateway"))
-}
-
-fn leaves_nothing(net: &Net) -> Result<()> {
-    let left = net.output(
-        "gateway",
-        "nft list tables; ip link show dev tun-firezone 2>/dev/null; \
-         ip rule show | grep 539098368; ip -6 rule show | grep 539098368; \
-         ip link | grep fzcheck; true",
-    )?;
-    ensure!(left.trim().is_empty(), "{left}");
-    Ok(())
-}
-
 #[test]
 #[ignore = "needs root, coturn and network namespaces"]
 fn root_is_left_and_everything_goes_on_without_it() -> Result<()> {
@@ -212,7 +193,7 @@ fn root_is_left_and_everything_goes_on_without_it() -> Result<()> {
     std::thread::sleep(Duration::from_secs(1));
     ensure!(refusals(&lab) == before, "{}", lab.net.log("gateway"));
     lab.fetch(&page(RESOURCE_V4))?;
-    ends_in_order(&mut lab)
+    lab.end_gateway()
 }
 
 #[test]
@@ -235,7 +216,7 @@ fn without_setuid_it_stays_root_and_names_the_line() -> Result<()> {
         "{table}"
     );
     all_have(&mut lab.net, &[("Uid", "0 0 0 0")])?;
-    ends_in_order(&mut lab)
+    lab.end_gateway()
 }
 
 /// As systemd starts a service with `User=` and `AmbientCapabilities=CAP_NET_ADMIN`.
@@ -266,7 +247,7 @@ fn started_as_another_user_it_gives_up_what_it_does_not_need() -> Result<()> {
     lab.start_client(&[])?;
     lab.fetch(&page(RESOURCE_V4))
         .with_context(|| lab.net.logs())?;
-    ends_in_order(&mut lab)
+    lab.end_gateway()
 }
 
 /// Started by hand, or in a container without `cap_drop`.
@@ -286,7 +267,7 @@ fn of_all_rights_that_root_can_have_nothing_can_be_had_again() -> Result<()> {
             ("CapBnd", "0000000000000000"),
         ],
     )?;
-    ends_in_order(&mut lab)
+    lab.end_gateway()
 }
 
 /// As on hosts without udev.
@@ -336,7 +317,7 @@ fn a_tun_device_for_root_only_and_a_low_port_are_had_all_the_same() -> Result<()
         ensure!(status.contains(wanted), "no {wanted}: {status}");
     }
     ensure!(!status.contains(r#""level":"error""#), "{status}");
-    ends_in_order(&mut lab)
+    lab.end_gateway()
 }
 
 #[test]
@@ -373,7 +354,7 @@ fn the_host_is_checked_without_changing_it_also_beside_a_running_gateway() -> Re
         ensure!(text.contains(wanted), "no {wanted:?}: {text}");
     }
     ensure!(!state.exists());
-    leaves_nothing(&lab.net)?;
+    lab.leaves_nothing()?;
 
     lab.start_gateway_under(CONTAINER, &[USER])?;
     lab.wait_ready()?;
@@ -385,7 +366,7 @@ fn the_host_is_checked_without_changing_it_also_beside_a_running_gateway() -> Re
     ensure!(std::fs::metadata(&state)?.mode() == before);
     lab.net
         .sh("gateway", "curl -sf http://127.0.0.1:8080/readyz")?;
-    ends_in_order(&mut lab)?;
+    lab.end_gateway()?;
 
     // What is missing is named, and is an error.
     lab.net
@@ -403,7 +384,7 @@ fn the_host_is_checked_without_changing_it_also_beside_a_running_gateway() -> Re
     let (code, text) = check(&lab, "setpriv --bounding-set=-all", "none")?;
     ensure!(code == Some(78), "{code:?} {text}");
     ensure!(text.contains("CAP_NET_ADMIN is missing"), "{text}");
-    leaves_nothing(&lab.net)
+    lab.leaves_nothing()
 }
 
 #[test]
@@ -430,7 +411,7 @@ fn strict_ends_where_something_is_missing_that_the_gateway_needs() -> Result<()>
         let log = lab.net.whole_log("gateway");
         ensure!(status.code() == Some(78), "{status}\n{log}");
         ensure!(log.contains(told), "{log}");
-        leaves_nothing(&lab.net)?;
+        lab.leaves_nothing()?;
     }
     Ok(())
 }

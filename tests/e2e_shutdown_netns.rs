@@ -15,17 +15,6 @@ fn gateway() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_firezone-gateway"))
 }
 
-/// No rule, no route and no device.
-fn leaves_nothing(net: &Net) -> Result<()> {
-    let left = net.output(
-        "gateway",
-        "nft list tables; ip link show dev tun-firezone 2>/dev/null; \
-         ip rule show | grep 539098368; ip -6 rule show | grep 539098368; true",
-    )?;
-    ensure!(left.trim().is_empty(), "{left}");
-    Ok(())
-}
-
 /// Code of readiness.
 fn ready(net: &Net) -> Result<String> {
     net.output(
@@ -62,11 +51,10 @@ fn asked_to_stop_it_is_not_ready_at_once_and_carries_traffic_for_as_long_as_it_l
         lab.net
             .sh("gateway", "curl -sf http://127.0.0.1:8080/livez")?;
     }
-    let status = lab.net.wait("gateway", Duration::from_secs(5))?;
+    lab.gateway_ends(Duration::from_secs(5))?;
     let took = asked.elapsed();
-    ensure!(status.success(), "{status}");
     ensure!((4.0..6.5).contains(&took.as_secs_f64()), "it took {took:?}");
-    leaves_nothing(&lab.net)
+    Ok(())
 }
 
 #[test]
@@ -86,13 +74,10 @@ fn a_second_signal_ends_the_lingering_at_once() -> Result<()> {
             ensure!(net.whole_log("gateway").contains("Reload asked for"));
             Ok(())
         })?;
-    let asked = Instant::now();
     lab.net.signal("gateway", Signal::INT)?;
-    let status = lab.net.wait("gateway", Duration::from_secs(5))?;
-    let took = asked.elapsed();
-    ensure!(status.success(), "{status}");
+    let took = lab.gateway_ends(Duration::from_secs(5))?;
     ensure!(took < Duration::from_millis(1500), "it took {took:?}");
-    leaves_nothing(&lab.net)
+    Ok(())
 }
 
 /// The device takes a moment to get its addresses; rules that were made after their removal stayed.
@@ -113,10 +98,7 @@ fn stopped_while_the_device_gets_its_addresses_it_leaves_nothing_either() -> Res
             std::thread::sleep(Duration::from_millis(2));
         }
         std::thread::sleep(Duration::from_millis(5 * round as u64));
-        lab.net.signal("gateway", Signal::TERM)?;
-        let status = lab.net.wait("gateway", Duration::from_secs(5))?;
-        ensure!(status.success(), "{status}");
-        leaves_nothing(&lab.net).with_context(|| lab.net.log("gateway"))?;
+        lab.end_gateway()?;
     }
     Ok(())
 }

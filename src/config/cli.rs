@@ -67,7 +67,8 @@ pub enum Command {
     /// Without --check it asks for `live` and `started`, which never depend on the portal or on a
     /// relay: a container must not be restarted while it carries traffic.
     Healthcheck(HealthcheckArgs),
-    /// Show what a running gateway is doing: portal, relays, clients, device.
+    /// Show what a running gateway is doing: portal, relays, clients, device. One that does not listen yet
+    /// is waited for, for two seconds.
     Status(StatusArgs),
     /// Show which log lines a running gateway writes, or have it write others from now on.
     ///

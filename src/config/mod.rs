@@ -264,7 +264,8 @@ impl Config {
         self.claim = Some(Arc::new(claim));
     }
 
-    fn tell(&mut self, setting: &str, message: String) {
+    /// Remembers something to tell the operator once logging works.
+    pub fn tell(&mut self, setting: &str, message: String) {
         self.notices.push(Notice {
             setting: setting.to_owned(),
             message,

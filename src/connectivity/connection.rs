@@ -646,6 +646,11 @@ impl Connection {
     pub(super) fn poll_transmit(&mut self) -> Option<(SocketAddr, SocketAddr, Vec<u8>)> {
         loop {
             let transmit = self.agent.poll_transmit()?;
+            // When the library makes all pairs anew it puts both families together. Such a check would go
+            // out from another address than it says, and its answer belong to nobody (RFC 8445 §6.1.2.2).
+            if transmit.source.is_ipv4() != transmit.destination.is_ipv4() {
+                continue;
+            }
             // A client that saw another address than the relayed one made that a candidate, too,
             // which stays when the relayed one goes.
             if self.relay_of(transmit.source).is_some() || self.known.is_host(transmit.source) {

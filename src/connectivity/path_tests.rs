@@ -221,6 +221,7 @@ impl World {
                 quiet = false;
                 if let Some(ip) = t.source {
                     assert!([GATEWAY, GATEWAY_V6].iter().any(|a| sock(a).ip() == ip));
+                    assert_eq!(ip.is_ipv4(), t.destination.is_ipv4(), "one family");
                 }
                 if let Some(n) = self.relay_at(t.destination.ip()) {
                     let relay = &mut self.relays[n];
@@ -464,6 +465,16 @@ fn with_both_families_dead_the_client_does_not_try_one_after_the_other() {
         assert_eq!(w.kind(), Some(PathKind::Direct));
         assert_eq!(w.client_sends_to.unwrap().1, sock(GATEWAY_V6));
     }
+}
+
+#[test]
+fn a_search_makes_pairs_of_one_family_only() {
+    let mut w = World::with(1, true, false);
+    w.direct_loss = 1.0;
+    w.run(6.0);
+    w.direct_loss = 0.0;
+    w.run(30.0);
+    assert_eq!(w.kind(), Some(PathKind::Direct));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::admin::{self, BindError, Offer, Opened};
-use crate::config::{Config, Notice};
+use crate::config::Config;
 use crate::device::Nodes;
 use crate::host::buffers;
 use crate::host::preflight::{self, Environment, Finding, KernelOffloads, TunDevice};
@@ -11,6 +11,9 @@ use crate::host::privileges::{self, Outcome, Rights, User};
 use crate::kept_files;
 
 use super::host_setup::{environment, tun_device, workers_wanted};
+
+/// What all of this is for.
+const SETTING: &str = "FIREZONE_USER";
 
 /// Sockets and devices for [`run`](super::run), opened by whoever the process was then.
 #[derive(Debug)]
@@ -64,14 +67,12 @@ pub fn hand_over_state(config: &mut Config, rights: &Rights) {
         && error.kind() != std::io::ErrorKind::ReadOnlyFilesystem
     {
         let directory = config.state_dir.display();
-        config.notices.push(Notice {
-            setting: "FIREZONE_USER".to_owned(),
-            message: format!(
-                "{directory} cannot be given to group {} ({error}); nothing can be kept there unless \
-                 user {} may write it: chown {user} {directory}",
-                user.gid, user.uid
-            ),
-        });
+        let message = format!(
+            "{directory} cannot be given to group {} ({error}); nothing can be kept there unless user {} \
+             may write it: chown {user} {directory}",
+            user.gid, user.uid
+        );
+        config.tell(SETTING, message);
     }
 }
 
@@ -99,13 +100,13 @@ pub fn leave_root(config: &mut Config, prepared: &mut Prepared, rights: Rights) 
             config.stays_root = Some(why.clone());
             // Otherwise the check of the host says so, with the line to add.
             if !config.check_host {
-                notice(config, format!("stays root: {why}"));
+                config.tell(SETTING, format!("stays root: {why}"));
             }
         }
         Outcome::Kept | Outcome::Trimmed => {}
     }
     if let Outcome::Failed(user, why) = &outcome {
-        notice(config, format!("user {user} was taken, but {why}"));
+        config.tell(SETTING, format!("user {user} was taken, but {why}"));
     }
     outcome
 }
@@ -149,21 +150,14 @@ pub fn check_host(config: &mut Config, rights: Rights) -> Vec<Finding> {
 fn tell_kept(config: &mut Config, user: User) {
     for path in kept_files::let_go() {
         let path = path.display();
-        notice(
-            config,
+        config.tell(
+            SETTING,
             format!(
                 "{path} may be read by root only. What changes in it is noticed, but another file in its \
                  place cannot be read: chown {user} {path}"
             ),
         );
     }
-}
-
-fn notice(config: &mut Config, message: String) {
-    config.notices.push(Notice {
-        setting: "FIREZONE_USER".to_owned(),
-        message,
-    });
 }
 
 /// Files that are read again, or only once there are threads.

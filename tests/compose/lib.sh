@@ -82,6 +82,21 @@ download() {
     [ "$got" = "$wanted" ] || { note "$url: $got instead of $wanted"; return 1; }
 }
 
+# downloads_at_once COUNT BYTES URL4 URL6: over both families in turns.
+downloads_at_once() {
+    local n url pids=() sums wanted
+    sums=$(mktemp -d) && later rm -rf "$sums"
+    wanted=$(sha256_of web "http://127.0.0.1/bytes/$2")
+    for ((n = 1; n <= $1; n++)); do
+        url=$3
+        [ $((n % 2)) = 0 ] || url=$4
+        sha256_of client "$url/bytes/$2" >"$sums/$n" &
+        pids+=($!)
+    done
+    for n in "${pids[@]}"; do wait "$n"; done
+    for n in "$sums"/*; do check "download ${n##*/} is undamaged" [ "$(cat "$n")" = "$wanted" ]; done
+}
+
 # ---------------------------------------------------------------- how long something stands still
 
 # watch_begin stream|fetches HOST SECONDS: asks the web server on HOST again and again through the

@@ -66,19 +66,11 @@ impl Host {
     fn environment(&self) -> Environment<'static> {
         Environment {
             root: self.0.path().to_owned(),
-            state_directory: PathBuf::from("/var/lib/firezone"),
             now: UNIX_EPOCH + Duration::from_secs(1_800_000_000),
             nftables: Nftables::Known(&Ok(())),
             forward_policy: ForwardPolicy::Known(Vec::new()),
-            link: "tun-firezone",
-            tun_device: TunDevice::Probe,
-            offloads: KernelOffloads::Unknown,
-            wanted_offloads: Offloads::ALL,
-            portal_ahead: None,
-            owner: Owner::default(),
-            raises_buffers: false,
-            state_handed_over: false,
             may_make: false,
+            ..Environment::of_this_host("/var/lib/firezone", "tun-firezone")
         }
     }
 

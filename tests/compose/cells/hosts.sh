@@ -116,21 +116,12 @@ cell_container_without_setuid_stays_root_and_says_so() {
 }
 
 cell_container_of_64_mebibytes_carries_load_without_being_killed() {
-    local n sums wanted pids=() url id peak
+    local id peak
     GATEWAY=cell-a-net
     cell_net a 31
     cell_gateway a "${USUAL[@]}" --memory 64m --memory-swap 64m
     serves
-    sums=$(mktemp -d) && later rm -rf "$sums"
-    wanted=$(sha256_of web http://127.0.0.1/bytes/25000000)
-    for n in 1 2 3 4 5 6 7 8; do
-        url=$CELL_WEB4
-        [ $((n % 2)) = 0 ] || url=$CELL_WEB6
-        sha256_of client "$url/bytes/25000000" >"$sums/$n" &
-        pids+=($!)
-    done
-    for n in "${pids[@]}"; do wait "$n"; done
-    for n in "$sums"/*; do check "download ${n##*/} is undamaged" [ "$(cat "$n")" = "$wanted" ]; done
+    downloads_at_once 8 25000000 "$CELL_WEB4" "$CELL_WEB6"
     check "nothing was killed" [ "$(docker_ inspect -f '{{.State.OOMKilled}} {{.State.Running}} {{.RestartCount}}' "$(container cell-a)")" = "false true 0" ]
     note "the process occupies $(inside cell-a-net sh -c 'curl -s http://127.0.0.1:8080/metrics | awk "/^process_memory_usage_bytes/ { printf \"%.1f\", \$2 / 1048576 }"') MiB"
     # Where the control groups of this machine can be seen.

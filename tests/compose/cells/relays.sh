@@ -36,26 +36,24 @@ cell_relay_over_ipv6_alone_carries_both() {
     check "both ends of the path are IPv6" client_status_is '(.local | startswith("[")) and (.remote | startswith("["))'
 }
 
-cell_other_relay_takes_over_when_one_stops() {
-    local in_use
+# without_the_relay_in_use WORDS COMMAND...: what happens to its container, and how long a stream stands still.
+without_the_relay_in_use() {
+    local words=$1 in_use; shift
     later renew_relays
     relayed
     in_use=$(relay_in_use)
     watch_begin stream 10.213.3.80 40
-    docker_ stop -t 0 "$(container "$in_use")" >/dev/null
-    watch_end "a TCP connection, without $in_use"
+    docker_ "$@" "$(container "$in_use")" >/dev/null
+    watch_end "a TCP connection, while $in_use $words"
     check "it goes on within ten seconds" [ "$WATCH_ENDED" = well -a "$WATCH_LONGEST" -lt 10000 ]
 }
 
+cell_other_relay_takes_over_when_one_stops() {
+    without_the_relay_in_use "is away" stop -t 0
+}
+
 cell_relay_that_restarts_and_forgets_is_used_again() {
-    local in_use
-    later renew_relays
-    relayed
-    in_use=$(relay_in_use)
-    watch_begin stream 10.213.3.80 40
-    docker_ restart -t 0 "$(container "$in_use")" >/dev/null
-    watch_end "a TCP connection, while $in_use restarts"
-    check "it goes on within ten seconds" [ "$WATCH_ENDED" = well -a "$WATCH_LONGEST" -lt 10000 ]
+    without_the_relay_in_use restarts restart -t 0
     wait_until 60 "both relays lend addresses" all_relays_allocated
     check "a page comes" fetch "$WEB4/" >/dev/null
 }

@@ -9,17 +9,7 @@ cell_download_of_200_megabytes_is_undamaged() {
 }
 
 cell_downloads_at_once_are_undamaged() {
-    local n url pids=() wanted sums
-    sums=$(mktemp -d) && later rm -rf "$sums"
-    wanted=$(sha256_of web http://127.0.0.1/bytes/20000000)
-    for n in 1 2 3 4 5 6; do
-        url=$WEB4
-        [ $((n % 2)) = 0 ] || url=$WEB6
-        sha256_of client "$url/bytes/20000000" >"$sums/$n" &
-        pids+=($!)
-    done
-    for n in "${pids[@]}"; do wait "$n"; done
-    for n in "$sums"/*; do check "download ${n##*/}" [ "$(cat "$n")" = "$wanted" ]; done
+    downloads_at_once 6 20000000 "$WEB4" "$WEB6"
 }
 
 cell_upload_is_undamaged() {

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::netns::Net;
@@ -603,6 +604,47 @@ impl Lab {
         lab.wait_ready()?;
         lab.start_client(&[])?;
         Ok(lab)
+    }
+
+    /// Asks the gateway to end.
+    ///
+    /// # Errors
+    /// It takes longer than five seconds, ends with another status than 0, or
+    /// [leaves something](Self::leaves_nothing).
+    pub fn end_gateway(&mut self) -> Result<()> {
+        self.net.signal("gateway", Signal::TERM)?;
+        self.gateway_ends(Duration::from_secs(5))?;
+        Ok(())
+    }
+
+    /// Waits for a gateway that was asked to end. Returns how long that took.
+    ///
+    /// # Errors
+    /// As [`Self::end_gateway`].
+    pub fn gateway_ends(&mut self, within: Duration) -> Result<Duration> {
+        let asked = Instant::now();
+        let status = self.net.wait("gateway", within)?;
+        let took = asked.elapsed();
+        ensure!(status.success(), "{status}\n{}", self.net.log("gateway"));
+        self.leaves_nothing()
+            .with_context(|| self.net.log("gateway"))?;
+        Ok(took)
+    }
+
+    /// Looks for what a gateway makes on its host: rules, routes, a device, and those of its checks.
+    ///
+    /// # Errors
+    /// There is something.
+    pub fn leaves_nothing(&self) -> Result<()> {
+        // The numbers are its routing table and its mark.
+        let left = self.net.output(
+            "gateway",
+            "nft list tables; ip link show | grep -e tun-firezone -e fzcheck; \
+             for v in -4 -6; do ip $v rule show | grep -i -e 539098368 -e fd002021; \
+             ip $v route show table 539098368 2>/dev/null; done; true",
+        )?;
+        ensure!(left.trim().is_empty(), "left behind: {left}");
+        Ok(())
     }
 
     /// Drops everything between client and gateway; the relay stays reachable.
