@@ -3,12 +3,15 @@
 use std::fmt::Write as _;
 
 use super::model::{
-    ClientStatus, DeviceStatus, HostFinding, KernelDrops, PortalState, PortalStatus, RelayStatus,
-    Status,
+    ClientStatus, DeviceStatus, HostFinding, KernelDrops, PathChange, PortalState, PortalStatus,
+    RelayStatus, Status,
 };
 
 /// What notes are broken at, so that with their indent they stay within 100 columns.
 const WIDTH: usize = 94;
+
+/// A path that lasted less than this (seconds) was only on the way to the next one.
+const STOPOVER: f64 = 5.0;
 
 /// Colours of a terminal (ECMA-48 SGR).
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -382,6 +385,7 @@ impl Page {
     }
 
     /// The path and its last change, such as `direct for 5s after relay_local (returned), 2 changes`.
+    /// Where the path before was a [`STOPOVER`], why the one before that ended says more.
     fn path(&self, client: &ClientStatus) -> Option<String> {
         let since = client.path_since?;
         let mut text = format!(
@@ -390,11 +394,19 @@ impl Page {
             self.since(since)
         );
         // Writing to a string does not fail.
-        if let Some(last) = client.path_history.last() {
-            let _ = match last.from {
-                Some(from) => write!(text, " after {} ({})", from.as_str(), last.reason.as_str()),
-                None => write!(text, " ({})", last.reason.as_str()),
+        let mut told: Option<&PathChange> = None;
+        for change in client.path_history.iter().rev().take(2) {
+            let is_stopover =
+                |told: &PathChange| told.from.is_some() && told.at - change.at < STOPOVER;
+            if told.is_some_and(|told| !is_stopover(told)) {
+                break;
+            }
+            let reason = change.reason.as_str();
+            let _ = match change.from {
+                Some(from) => write!(text, " after {} ({reason})", from.as_str()),
+                None => write!(text, " ({reason})"),
             };
+            told = Some(change);
         }
         let _ = match client.path_changes {
             0 => Ok(()),
@@ -789,6 +801,40 @@ Device
             page.path(&client).as_deref(),
             Some("no path for 1m 5s after direct (disconnected), 1 change")
         );
+        client.path = Some("direct".into());
+        client.path_changes = 0;
+        client.path = Some("relay_local".into());
+        client.path_changes = 2;
+        client.path_history[0] = PathChange {
+            at: NOW - 66.0,
+            from: Some(PathKind::Direct),
+            to: Some(PathKind::RelayRemote),
+            reason: PathReason::Dead,
+        };
+        client.path_history.push(PathChange {
+            at: NOW - 65.0,
+            from: Some(PathKind::RelayRemote),
+            to: Some(PathKind::RelayLocal),
+            reason: PathReason::Nominated,
+        });
+        assert_eq!(
+            page.path(&client).as_deref(),
+            Some(
+                "relay_local for 1m 5s after relay_remote (nominated) after direct (dead), 2 changes"
+            )
+        );
+        client.path_history[0].at = NOW - 70.0;
+        assert_eq!(
+            page.path(&client).as_deref(),
+            Some("relay_local for 1m 5s after relay_remote (nominated), 2 changes")
+        );
+        client.path_history[1].from = None;
+        client.path_history[1].reason = PathReason::Returned;
+        assert_eq!(
+            page.path(&client).as_deref(),
+            Some("relay_local for 1m 5s (returned), 2 changes")
+        );
+        client.path_history.truncate(1);
         client.path = Some("direct".into());
         client.path_changes = 0;
         client.path_history[0] = PathChange {

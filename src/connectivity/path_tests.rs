@@ -587,6 +587,27 @@ fn a_client_that_wakes_up_on_a_dead_path_wakes_the_gateway() {
 }
 
 #[test]
+fn what_was_found_dead_does_not_rise_because_nobody_sends() {
+    for client_relay in [false, true] {
+        for again in 0..30 {
+            let mut w = World::with(1, false, client_relay);
+            w.direct_loss = 1.0;
+            w.run(6.0);
+            let relayed = w.kind();
+            assert_ne!(relayed, Some(PathKind::Direct));
+            w.set_active(false);
+            w.run(f64::from(15 + again));
+            assert_eq!(w.paths, [], "{client_relay} {again}");
+            // Whoever speaks first is heard.
+            w.set_active(true);
+            w.run(5.0);
+            assert_eq!(w.paths, [], "{client_relay} {again}");
+            assert_eq!((w.kind(), w.gaps), (relayed, 0));
+        }
+    }
+}
+
+#[test]
 fn a_client_that_checks_as_idle_ones_do_leaves_the_gateway_idle() {
     let mut w = World::new();
     w.set_active(false);

@@ -20,6 +20,9 @@ pub(super) struct Pair {
     pub(super) answered: Option<Instant>,
     /// When the client checked it last.
     asked: Option<Instant>,
+    /// When it was found dead; only an answer changes that. That checks have become rare, or that
+    /// they were, is no sign of life.
+    died: Option<Instant>,
 }
 
 impl Pair {
@@ -30,11 +33,17 @@ impl Pair {
             nominated: false,
             answered: None,
             asked: None,
+            died: None,
         }
     }
 
-    /// Whether it was answered within the limit.
+    /// Whether it was answered within the limit, and not found dead since.
     pub(super) fn is_alive(&self, now: Instant, limit: Duration) -> bool {
+        self.died.is_none() && self.is_kept(now, limit)
+    }
+
+    /// Whether it was answered within the limit.
+    fn is_kept(&self, now: Instant, limit: Duration) -> bool {
         self.answered.is_some_and(|at| now < at + limit)
     }
 }
@@ -78,7 +87,9 @@ impl Pairs {
 
     /// The client answered a check.
     pub(super) fn answered(&mut self, now: Instant, ends: Ends) {
-        self.pair(ends).answered = Some(now);
+        let pair = self.pair(ends);
+        pair.answered = Some(now);
+        pair.died = None;
     }
 
     fn pair(&mut self, ends: Ends) -> &mut Pair {
@@ -127,22 +138,39 @@ impl Pairs {
         self.pairs.iter().any(|p| p.ends == ends && p.nominated)
     }
 
-    /// When the pair stops counting as alive, unless it is answered again.
+    /// When the pair stops counting as alive, unless it is answered again; or when it did.
     pub(super) fn alive_until(&self, ends: Ends, limit: Duration) -> Option<Instant> {
-        let answered = self.answered_at(ends)?;
-        Some(answered.max(self.watched_since) + limit)
+        let pair = self.pairs.iter().find(|p| p.ends == ends)?;
+        let until = pair.answered?.max(self.watched_since) + limit;
+        Some(pair.died.map_or(until, |died| died.min(until)))
     }
 
-    /// Pairs that were answered within the limit, and whether the client permits them.
-    pub(super) fn alive(
+    /// The pair was found dead.
+    pub(super) fn died(&mut self, now: Instant, ends: Ends) {
+        if let Some(pair) = self.pairs.iter_mut().find(|p| p.ends == ends) {
+            pair.died.get_or_insert(now);
+        }
+    }
+
+    /// The ends of pairs that the client permits and that were answered within the limit, though they
+    /// may have been found dead since.
+    pub(super) fn permitted(
         &self,
         now: Instant,
         limit: Duration,
-    ) -> impl Iterator<Item = (Ends, bool)> + '_ {
+    ) -> impl Iterator<Item = Ends> + '_ {
+        self.pairs
+            .iter()
+            .filter(move |p| p.nominated && p.is_kept(now, limit))
+            .map(|p| p.ends)
+    }
+
+    /// The ends of pairs that live, as [`Pair::is_alive`] has it.
+    pub(super) fn alive(&self, now: Instant, limit: Duration) -> impl Iterator<Item = Ends> + '_ {
         self.pairs
             .iter()
             .filter(move |p| p.is_alive(now, limit))
-            .map(|p| (p.ends, p.nominated))
+            .map(|p| p.ends)
     }
 }
 
@@ -174,9 +202,34 @@ mod tests {
         assert_eq!(pairs.alive(start + LIMIT - TICK, LIMIT).count(), 1);
         assert_eq!(pairs.alive(start + LIMIT, LIMIT).count(), 0);
         pairs.answered(start + LIMIT, ends(1));
+        assert_eq!(pairs.alive(start + LIMIT, LIMIT).next(), Some(ends(1)));
+    }
+
+    #[test]
+    fn only_an_answer_brings_the_dead_back() {
+        let start = Instant::now();
+        let mut pairs = Pairs::new(start);
+        pairs.asked(start, ends(1), true);
+        pairs.answered(start, ends(1));
+        let death = start + LIMIT;
+        pairs.died(death, ends(1));
+        pairs.died(death + TICK, ends(1));
+        pairs.watch_from(death + LIMIT);
+        assert_eq!(pairs.alive_until(ends(1), 10 * LIMIT), Some(death));
+        assert_eq!(pairs.alive(death, 10 * LIMIT).count(), 0);
+        let permitted = |pairs: &Pairs| pairs.permitted(death, 10 * LIMIT).next();
         assert_eq!(
-            pairs.alive(start + LIMIT, LIMIT).next(),
-            Some((ends(1), true))
+            permitted(&pairs),
+            Some(ends(1)),
+            "the client's to take back"
+        );
+        assert_eq!(pairs.asked(death, ends(1), true), Some(LIMIT));
+        assert_eq!(pairs.alive(death, 10 * LIMIT).count(), 0, "one way only");
+        pairs.answered(death + LIMIT, ends(1));
+        assert_eq!(pairs.alive(death + LIMIT, LIMIT).next(), Some(ends(1)));
+        assert_eq!(
+            pairs.alive_until(ends(1), LIMIT),
+            Some(death + LIMIT + LIMIT)
         );
     }
 

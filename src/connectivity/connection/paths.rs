@@ -106,9 +106,8 @@ impl Connection {
         let rank = |ends| self.known.priority(ends);
         let chosen_rank = lives(chosen).then(|| rank(chosen));
         self.pairs
-            .alive(now, self.kept_for())
-            .filter(|(ends, nominated)| *nominated && lives(*ends))
-            .map(|(ends, _)| ends)
+            .permitted(now, self.kept_for())
+            .filter(|ends| lives(*ends))
             .filter(|ends| chosen_rank.is_none_or(|chosen| rank(*ends) > chosen))
             .max_by_key(|ends| rank(*ends))
             .or(Some(chosen).filter(|_| chosen_rank.is_some()))
@@ -155,6 +154,18 @@ impl Connection {
     /// What was never answered is the agent's to judge.
     fn is_dead(&self, now: Instant, ends: Ends) -> bool {
         self.dead_from(ends).is_some_and(|from| from <= now)
+    }
+
+    fn note_deaths(&mut self, now: Instant) {
+        let dead: Vec<Ends> = self
+            .pairs
+            .iter()
+            .filter(|pair| pair.answered.is_some() && self.is_dead(now, pair.ends))
+            .map(|pair| pair.ends)
+            .collect();
+        for ends in dead {
+            self.pairs.died(now, ends);
+        }
     }
 
     /// When the pair counts as dead, unless it is answered before.
@@ -309,6 +320,7 @@ impl Connection {
         now: Instant,
         channel_to: impl Fn(RelayId, SocketAddr) -> Option<ChannelPath>,
     ) -> Option<(Option<Path>, PathReason)> {
+        self.note_deaths(now);
         self.nominated = self.permitted(now);
         let preferred = self.preferred(now);
         let path = preferred.and_then(|(local, remote)| {
@@ -435,7 +447,6 @@ impl Connection {
         let alive: Vec<Ends> = self
             .pairs
             .alive(now, self.alive_within())
-            .map(|(ends, _)| ends)
             .filter(|ends| self.known.is_ours(ends.0) && self.known.is_theirs(ends.1))
             .collect();
         if alive.is_empty() {
