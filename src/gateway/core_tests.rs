@@ -481,7 +481,7 @@ fn the_end_of_a_path_is_told_with_its_cause() {
             w.core.handle_timeout(w.now + Duration::from_secs(second));
         }
     });
-    assert_eq!(later, "no_path");
+    assert_eq!(later, "disconnected");
 }
 
 #[test]
