@@ -36,7 +36,7 @@ as_root() {
 
 # Runs a long command quietly: its output goes to a file that is shown when it fails.
 quietly() {
-    local log=$LOGS/$1.log; shift
+    local log=$LOGS/${LOG_PREFIX:-}$1.log; shift
     mkdir -p "$LOGS"
     if ! "$@" >"$log" 2>&1; then
         tail -n 40 "$log" >&2
