@@ -489,7 +489,13 @@ fn fetch_status(
     }
     let status: Status =
         serde_json::from_str(&answer.body).map_err(|_| AskError::NotOurs(reachable(&address)))?;
-    Ok(table::render(&status, Moment::now().unix, colour))
+    // Ages by the gateway's own reading of the clock, if it is one that tells.
+    let now = if status.at > 0.0 {
+        status.at
+    } else {
+        Moment::now().unix
+    };
+    Ok(table::render(&status, now, colour))
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ pub mod snapshot;
 pub mod story;
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use anyhow::Context as _;
 use tokio::sync::{mpsc, watch};
@@ -42,7 +42,7 @@ pub fn run(
     let facts = Facts {
         name: config.name.clone(),
         id: config.identity.external_id(),
-        started: SystemTime::now(),
+        started: Instant::now(),
     };
     let first = snapshot::build(
         &facts,
@@ -50,8 +50,8 @@ pub fn run(
         None,
         snapshot::Told::default(),
         &[],
-        std::time::Instant::now(),
-        facts.started,
+        Instant::now(),
+        SystemTime::now(),
     );
     let (status, watcher) = watch::channel(Arc::new(first));
     let liveness = Liveness::default();

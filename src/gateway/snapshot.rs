@@ -20,8 +20,9 @@ pub struct Facts {
     pub name: String,
     /// Identity as the portal sees it.
     pub id: String,
-    /// When the process started.
-    pub started: SystemTime,
+    /// When the process started. As the time of day it is told by today's clock, which may have been set
+    /// since.
+    pub started: Instant,
 }
 
 /// What is known outside the core.
@@ -100,7 +101,7 @@ pub fn build(
         version: env!("CARGO_PKG_VERSION").to_owned(),
         name: facts.name.clone(),
         id: facts.id.clone(),
-        started_at: unix_seconds(facts.started),
+        started_at: unix_seconds(wall - now.saturating_duration_since(facts.started)),
         draining: around.draining,
         // Whoever publishes cannot know.
         stuck: Vec::new(),
