@@ -60,10 +60,13 @@ cell_reset_by_the_resource_reaches_the_client() {
 
 # The client's application goes away with data unread, and the resource sees it.
 cell_reset_by_the_client_reaches_the_resource() {
-    connections() { inside web ss -Htn state established 'sport = :80 and dst 10.213.3.2' | wc -l; }
-    inside client sh -c "curl -sS -o /dev/null --max-time 30 --limit-rate 100k $WEB4/bytes/60000000 & sleep 1; kill -9 \$!" >/dev/null 2>&1 || true
-    gone() { [ "$(connections)" = 0 ]; }
-    wait_until 5 "the resource has no connection left" gone
+    local port=$((20000 + RANDOM % 10000))
+    # Others' may linger.
+    open_there() { [ -n "$(inside web ss -Htn state established "sport = :80 and dport = :$port")" ]; }
+    inside client sh -c "curl -sS -o /dev/null --max-time 30 --local-port $port --limit-rate 100k $WEB4/bytes/60000000 & sleep 2; kill -9 \$!" >/dev/null 2>&1 &
+    wait_until 2 "the resource has a connection" open_there
+    wait $! || true
+    wait_until 5 "the resource has none any more" not open_there
 }
 
 # ---------------------------------------------------------------- congestion signals (RFC 3168, RFC 6040)
