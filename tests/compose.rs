@@ -73,6 +73,7 @@ cells! {
     portal_that_is_slow_to_answer_is_waited_for,
     token_file_that_is_replaced_is_read_again,
     production_file_gives_a_ready_gateway,
+    production_file_scaled_to_three_is_three_lasting_gateways,
     production_file_with_a_refused_token_is_a_state_not_a_crash_loop,
     relay_carries_ipv4_and_ipv6_when_direct_is_blocked,
     relay_over_ipv6_alone_carries_both,
