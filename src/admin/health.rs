@@ -184,7 +184,7 @@ pub(super) fn report(
         }
         Probe::Ready => {
             add("portal", portal(&status.portal, now.unix), Duration::ZERO);
-            add("device", device(status), Duration::ZERO);
+            add("device", addressed(status), Duration::ZERO);
             let lasting = |name: &str| LASTING.contains(&name);
             add("host", host(status, lasting), HOST_HOLD);
             add("relays", relays(&status.relays, now.unix), RELAY_HOLD);
@@ -232,6 +232,15 @@ fn device(status: &Status) -> Outcome {
         (Some(error), _) => Err(format!("{}: {error}", device.name)),
         (None, false) => Err("not up yet".to_owned()),
     }
+}
+
+/// Addresses are set in the background once the portal has named them: until then nothing is carried.
+fn addressed(status: &Status) -> Outcome {
+    let outcome = device(status)?;
+    if status.portal.initialized && status.device.addresses.is_empty() {
+        return Err("has no addresses yet".to_owned());
+    }
+    Ok(outcome)
 }
 
 /// Warnings do not keep the gateway from forwarding; errors do.

@@ -50,6 +50,7 @@ fn good() -> Status {
         device: DeviceStatus {
             name: "tun-firezone".into(),
             up: true,
+            addresses: vec!["100.64.0.1".into()],
             ..DeviceStatus::default()
         },
         ..Status::default()

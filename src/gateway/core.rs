@@ -778,6 +778,11 @@ impl Core {
             .or_else(|| self.set_ups.poll().map(Story::SetUp))
     }
 
+    /// How many clients there are that may have something due at any moment.
+    pub fn client_count(&self) -> usize {
+        self.clients.len()
+    }
+
     /// How many clients have a path.
     pub fn served(&self) -> Clients {
         self.paths.clients()

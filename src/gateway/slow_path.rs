@@ -42,6 +42,11 @@ use crate::throttle::Throttle;
 const QUEUE: usize = 4096;
 /// Of those, how many are taken before timers and the portal get their turn.
 const BURST: usize = 256;
+/// From so many clients on, something is due all the time, and timers wait for company…
+const CROWD: usize = 1000;
+/// …so long: a wake-up costs more than what is then to be done. No timer is as exact as this, least of
+/// all at the other end of the internet.
+const CROWD_SLACK: Duration = Duration::from_millis(10);
 /// How often the status is published.
 const PUBLISH: Duration = Duration::from_millis(500);
 /// Shortest pause between two complete documents.
@@ -435,7 +440,7 @@ impl SlowPath {
             let mut deadline = self
                 .core
                 .poll_timeout()
-                .map_or_else(|| Instant::now() + PUBLISH, |(at, _)| at);
+                .map_or_else(|| Instant::now() + PUBLISH, |(at, _)| at + self.slack());
             if !self.asked.is_empty() {
                 deadline = deadline.min(self.answer_from);
             }
@@ -488,6 +493,14 @@ impl SlowPath {
             if self.lingers_until.is_some_and(|until| until <= now) {
                 return ExitStatus::Ok;
             }
+        }
+    }
+
+    fn slack(&self) -> Duration {
+        if self.core.client_count() < CROWD {
+            Duration::ZERO
+        } else {
+            CROWD_SLACK
         }
     }
 

@@ -26,14 +26,22 @@ use crate::portal::messages::PresharedKey;
 use crate::timers::Deadlines;
 
 /// How often the timers of a session in use are looked at; boringtun, which does not say when they
-/// are due, has a clock as coarse as this.
+/// are due, has a clock as coarse as this: which of two packets came first it knows if there was a look
+/// between them.
 const TIMER_STEP: Duration = Duration::from_millis(500);
-/// The same for a session that nothing goes through. What its timers do then, giving up old keys, is
-/// a matter of minutes.
-const IDLE_STEP: Duration = Duration::from_secs(5);
-/// For so long after its last packet or handshake a session is in use: longer than any timer that
-/// they start, keep-alive and a handshake for want of an answer.
+/// So long after its last packet or handshake nothing more of the same exchange is to be expected.
+const JUST_USED: Duration = Duration::from_secs(2);
+/// A session that waits for nothing but a keep-alive or a handshake for want of an answer, which come after
+/// 10 and 15 s.
+const CALM_STEP: Duration = Duration::from_secs(2);
+/// For so long after its last packet or handshake that may be.
 const IN_USE: Duration = Duration::from_secs(30);
+/// A session that nothing goes through, and whose keys do not end before. What boringtun is told later
+/// counts from the last look, and the attempts at a handshake end after 90 s.
+const IDLE_STEP: Duration = Duration::from_secs(20);
+/// Keys are to be given up 180 s after their handshake (REJECT-AFTER-TIME, WireGuard paper §6.1), which
+/// boringtun does at the next look.
+const KEYS_END: Duration = Duration::from_millis(180_500);
 
 /// A connection whose re-keys stay unanswered this long has failed (data-path spec §2.8).
 const GIVE_UP: Duration = Duration::from_secs(20);
@@ -106,8 +114,25 @@ struct Session {
     held: VecDeque<Vec<u8>>,
     /// Since when our own initiations are unanswered.
     unanswered_since: Option<Instant>,
-    last_handshake: Option<Instant>,
-    in_use_until: Instant,
+    /// The last handshake and the one before, whose keys are good at the same time.
+    handshakes: [Option<Instant>; 2],
+    last_use: Instant,
+}
+
+impl Session {
+    /// When boringtun may have something to do, or is to know what time it is.
+    fn next_look(&self, now: Instant) -> Instant {
+        let quiet_for = now.saturating_duration_since(self.last_use);
+        let step = if quiet_for < JUST_USED || self.unanswered_since.is_some() {
+            TIMER_STEP
+        } else if quiet_for < IN_USE {
+            CALM_STEP
+        } else {
+            IDLE_STEP
+        };
+        let ends = self.handshakes.iter().flatten().map(|at| *at + KEYS_END);
+        ends.filter(|end| *end > now).fold(now + step, Instant::min)
+    }
 }
 
 /// Every client's WireGuard session; one static key per process.
@@ -205,8 +230,8 @@ impl WireGuard {
                 preshared_key,
                 held: VecDeque::new(),
                 unanswered_since: None,
-                last_handshake: None,
-                in_use_until: now + IN_USE,
+                handshakes: [None; 2],
+                last_use: now,
             },
         );
         self.timers.set(client, Some(now + TIMER_STEP));
@@ -232,7 +257,7 @@ impl WireGuard {
 
     /// When the client's last handshake was.
     pub fn last_handshake(&self, client: ClientId) -> Option<Instant> {
-        self.sessions.get(&client)?.last_handshake
+        self.sessions.get(&client)?.handshakes[0]
     }
 
     /// Switches the path and sends what waited for one.
@@ -302,6 +327,8 @@ impl WireGuard {
             Packet::PacketCookieReply(p) => (self.client_at(p.receiver_idx)?, false),
             Packet::PacketData(_) => return Err(Refused::Invalid),
         };
+        // The keys that come of it are as old as the last look.
+        self.run_timers(now, client);
         let session = self.sessions.get_mut(&client).ok_or(Refused::UnknownPeer)?;
         let mut buffer = [0; SCRATCH];
         let mut replies = Vec::new();
@@ -323,11 +350,11 @@ impl WireGuard {
                 result = tunn.decapsulate(None, &[], &mut buffer);
             }
         }
-        session.in_use_until = now + IN_USE;
+        session.last_use = now;
         self.timers.set_earlier(client, now + TIMER_STEP);
         if !replies.is_empty() {
             session.unanswered_since = None;
-            session.last_handshake = Some(now);
+            session.handshakes = [Some(now), session.handshakes[0]];
             self.events.push_back(Event::Handshake(client));
         }
         for reply in replies {
@@ -379,7 +406,7 @@ impl WireGuard {
     /// Tells that packets went to or came from a client.
     pub fn note_activity(&mut self, now: Instant, client: ClientId) {
         if let Some(session) = self.sessions.get_mut(&client) {
-            session.in_use_until = now + IN_USE;
+            session.last_use = now;
             self.timers.set_earlier(client, now + TIMER_STEP);
         }
     }
@@ -419,9 +446,7 @@ impl WireGuard {
         if let Some(message) = message {
             Self::send(session, &mut self.outgoing, message);
         }
-        let in_use = now < session.in_use_until || session.unanswered_since.is_some();
-        let step = if in_use { TIMER_STEP } else { IDLE_STEP };
-        self.timers.set(client, Some(now + step));
+        self.timers.set(client, Some(session.next_look(now)));
     }
 
     /// When [`Self::handle_timeout`] has something to do next.

@@ -404,17 +404,44 @@ fn a_wake_up_touches_only_the_sessions_that_are_due() {
     let idle = start + IN_USE + Duration::from_secs(10);
     run(&mut wg, 40, start);
     let (all, most) = run(&mut wg, 60, idle);
-    // Each every five seconds, and none because of another one.
-    assert_eq!(all, 12 * CLIENTS as u64);
+    // Each every twenty seconds, and none because of another one.
+    assert_eq!(all, 3 * CLIENTS as u64);
     assert!(most <= 10, "{most} at once");
 
-    // One that is in use again is looked at often, alone.
+    // One that is in use again is looked at often, alone: twice a second at first.
     let later = idle + Duration::from_secs(60);
     wg.note_activity(later, ClientId(Uuid::from_u128(7)));
     let (busy, _) = run(&mut wg, 20, later);
-    let idle_share = 4 * CLIENTS as u64;
+    let idle_share = CLIENTS as u64;
     assert!(
-        (idle_share + 30..=idle_share + 40).contains(&busy),
+        (idle_share + 11..=idle_share + 14).contains(&busy),
         "{busy}"
     );
+}
+
+#[test]
+fn keys_that_end_are_looked_at_in_that_moment() {
+    let (mut wg, _, start) = new();
+    let mut c = client(&wg, 1);
+    wg.insert(start, c.id, c.public, PSK).unwrap();
+    let second = start + Duration::from_secs(113);
+    let mut looks = Vec::new();
+    for (at, until) in [(start, second), (second, start + Duration::from_secs(320))] {
+        // Two initiations with one time of day are one to boringtun.
+        std::thread::sleep(Duration::from_millis(1));
+        let initiation = c.initiation();
+        wg.handle_message(at, address(1), address(9), None, &initiation)
+            .unwrap();
+        while let Some(due) = wg.poll_timeout().filter(|due| *due <= until) {
+            wg.handle_timeout(due);
+            looks.push(due);
+        }
+    }
+    for handshake in [start, second] {
+        assert!(looks.contains(&(handshake + KEYS_END)), "{handshake:?}");
+    }
+    let pauses = looks.windows(2).map(|pair| pair[1] - pair[0]);
+    assert!(pauses.clone().all(|pause| pause <= IDLE_STEP));
+    // 5 and 15 in the half minute after each handshake, and the rest of 260 s.
+    assert!((40..=60).contains(&looks.len()), "{}", looks.len());
 }

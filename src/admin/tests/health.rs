@@ -178,6 +178,17 @@ fn broken_device_fails_start_and_readiness() {
 }
 
 #[test]
+fn a_device_without_its_addresses_carries_nothing_yet() {
+    let server = Server::start(good());
+    server.change(|status| status.device.addresses.clear());
+    let answer = server.get("/readyz");
+    assert_eq!(answer.code, 503);
+    let line = "[-]device has no addresses yet";
+    assert!(answer.body.contains(line), "{}", answer.body);
+    assert_eq!(server.code("/startupz"), 200);
+}
+
+#[test]
 fn no_relay_offered_is_ready_and_no_relay_usable_is_not() {
     let server = Server::start(Status {
         relays: Vec::new(),
