@@ -801,8 +801,6 @@ Device
             page.path(&client).as_deref(),
             Some("no path for 1m 5s after direct (disconnected), 1 change")
         );
-        client.path = Some("direct".into());
-        client.path_changes = 0;
         client.path = Some("relay_local".into());
         client.path_changes = 2;
         client.path_history[0] = PathChange {
