@@ -73,7 +73,7 @@ impl Stepped {
             })?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64();
         let ahead = self.lab.status()?["at"].as_f64().context("no time")? - now;
-        #[expect(clippy::cast_precision_loss, reason = "some hours")]
+        #[expect(clippy::cast_precision_loss, reason = "years at most")]
         let wanted = seconds as f64;
         ensure!((ahead - wanted).abs() < 5.0, "{ahead} s ahead");
         Ok(())

@@ -22,7 +22,7 @@ pub(super) struct Pair {
     asked: Option<Instant>,
     /// When it was found dead; only an answer changes that. That checks have become rare, or that
     /// they were, is no sign of life.
-    died: Option<Instant>,
+    pub(super) died: Option<Instant>,
 }
 
 impl Pair {

@@ -156,11 +156,13 @@ impl Connection {
         self.dead_from(ends).is_some_and(|from| from <= now)
     }
 
+    /// Remembers which pairs have died since this was asked last.
     fn note_deaths(&mut self, now: Instant) {
         let dead: Vec<Ends> = self
             .pairs
             .iter()
-            .filter(|pair| pair.answered.is_some() && self.is_dead(now, pair.ends))
+            .filter(|pair| pair.answered.is_some() && pair.died.is_none())
+            .filter(|pair| self.is_dead(now, pair.ends))
             .map(|pair| pair.ends)
             .collect();
         for ends in dead {

@@ -34,7 +34,8 @@ cell_production_file_gives_a_ready_gateway() {
 }
 
 cell_production_file_scaled_to_three_is_three_lasting_gateways() {
-    local ids TOKEN=.spare-gateway-token
+    # Without a name: each has its own.
+    local ids TOKEN=.spare-gateway-token NAME=
     later production down -v
     production up -d --scale gateway=3
     wait_until 40 "three have joined" production_portals_are joined 3
