@@ -396,8 +396,10 @@ impl Page {
         // Writing to a string does not fail.
         let mut told: Option<&PathChange> = None;
         for change in client.path_history.iter().rev().take(2) {
-            let is_stopover =
-                |told: &PathChange| told.from.is_some() && told.at - change.at < STOPOVER;
+            // The first path of all was on no way.
+            let is_stopover = |told: &PathChange| {
+                told.from.is_some() && change.from.is_some() && told.at - change.at < STOPOVER
+            };
             if told.is_some_and(|told| !is_stopover(told)) {
                 break;
             }
@@ -821,6 +823,12 @@ Device
                 "relay_local for 1m 5s after relay_remote (nominated) after direct (dead), 2 changes"
             )
         );
+        let first = client.path_history[0].from.take();
+        assert_eq!(
+            page.path(&client).as_deref(),
+            Some("relay_local for 1m 5s after relay_remote (nominated), 2 changes")
+        );
+        client.path_history[0].from = first;
         client.path_history[0].at = NOW - 70.0;
         assert_eq!(
             page.path(&client).as_deref(),
