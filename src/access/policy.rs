@@ -532,5 +532,5 @@ impl fmt::Debug for ClientPolicy {
 }
 
 #[cfg(test)]
-#[path = "policy_tests.rs"]
+#[path = "policy_tests/mod.rs"]
 mod tests;

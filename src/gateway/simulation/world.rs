@@ -35,6 +35,15 @@ use crate::portal::login;
 use crate::portal::messages::Egress;
 use crate::portal::wire::{self, Inbound};
 
+mod packets;
+mod plan;
+mod portal;
+
+use packets::Flow;
+use plan::populate;
+pub(super) use plan::{Access, Place, Plan, V4, V6};
+use portal::{Link, Mail, client_frame, policy};
+
 /// Gateway and clients prefer the same port, as stock ones do (data-path spec §1.1).
 pub(super) const PORT: u16 = 52625;
 const SECRET: &str = "simulated";
@@ -45,71 +54,6 @@ const RESOURCE_ID: Uuid = Uuid::from_u128(0x5b5b);
 const PORTAL_DELAY: Duration = Duration::from_millis(20);
 /// The time of day at the start.
 const WALL: Duration = Duration::from_secs(1_800_000_000);
-
-/// How a site reaches the IPv4 internet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum V4 {
-    /// Not at all.
-    None,
-    /// With public addresses.
-    Public,
-    /// Through a router.
-    Behind(Behaviour),
-}
-
-/// How a site reaches the IPv6 internet; addresses are always public.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum V6 {
-    None,
-    Open,
-    /// Only answers are let in.
-    Stateful,
-}
-
-/// The access of a site.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Access {
-    pub(super) v4: V4,
-    pub(super) v6: V6,
-    pub(super) only_relays: bool,
-    pub(super) isolates: bool,
-}
-
-/// Where a client is.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Place {
-    /// In a site of its own.
-    Own(Access, Line),
-    /// In the same site as the gateway.
-    WithGateway,
-    /// In the same site as the client before it.
-    WithPrevious,
-}
-
-/// What a simulation starts with.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Plan {
-    pub(super) seed: u64,
-    pub(super) gateway: (Access, Line),
-    pub(super) clients: Vec<Place>,
-    /// Families of each relay: IPv4, IPv6.
-    pub(super) relays: Vec<(bool, bool)>,
-    pub(super) style: Style,
-}
-
-/// What went through the tunnel for a client.
-#[derive(Debug, Default)]
-pub(super) struct Flow {
-    sent: u64,
-    /// The way that each request and answer took, by number.
-    ways: HashMap<(bool, u64), (SocketAddr, SocketAddr)>,
-    /// The newest that arrived: requests at the gateway, answers at the client.
-    newest: [Option<u64>; 2],
-    /// Answers, and when they came.
-    pub(super) answers: Vec<(Instant, u64)>,
-    /// Packets that came after a later one although both went the same way.
-    pub(super) overtaken: u64,
-}
 
 pub(super) struct Device {
     pub(super) core: Client,
@@ -125,24 +69,9 @@ pub(super) struct Device {
     packets: u64,
 }
 
-/// One end's connection to the portal.
-struct Link {
-    conn: Option<(ConnId, UnboundedReceiver<Outgoing>)>,
-    references: u64,
-    joined: bool,
-}
-
 struct RelayHost {
     server: TurnServer,
     host: HostId,
-}
-
-enum Mail {
-    /// To the portal, on a connection. The gateway's messages are kept as they were, since those
-    /// under way can be lost.
-    Portal(ConnId, String, Option<Egress>),
-    Gateway(ConnId, String),
-    Client(usize, ConnId, String),
 }
 
 pub(super) struct World {
@@ -175,21 +104,6 @@ pub(super) struct World {
     pub(super) moved: bool,
     pub(super) story: Vec<String>,
     kinds: Vec<Option<PathKind>>,
-}
-
-fn policy(relays: &[Relay]) -> Policy {
-    let mut policy = Policy::parse(&format!(
-        r#"
-sites: [{{id: 5a5a5a5a-0000-4000-8000-000000000001, name: Lab}}]
-gateway_tokens: [{{token: g}}]
-client_tokens: [{{token: c}}]
-resources: [{{id: {RESOURCE_ID}, type: cidr, name: Net, address: 10.20.0.0/16}}]
-relays: []
-"#
-    ))
-    .expect("a valid policy");
-    policy.relays = relays.to_vec();
-    policy
 }
 
 impl World {
@@ -440,234 +354,6 @@ impl World {
         }
         for device in &mut self.devices {
             device.core.handle_portal_down("gone".to_owned());
-        }
-    }
-
-    // ---- portal ------------------------------------------------------------------------------
-
-    fn connect_portal(&mut self) {
-        let now = self.wall_now();
-        let key = self.core.public_key();
-        let agent = "Debian/13.0 gateway/1.6.0 (x86_64; 6.12)";
-        self.gateway_link = connect(&mut self.portal, now, Role::Gateway, "gateway", agent, key);
-        let conn = self.gateway_link.conn.as_ref().expect("just made").0;
-        self.post(Mail::Portal(conn, wire::encode_join(0), None));
-        for n in 0..self.devices.len() {
-            let key = self.devices[n].core.public_key();
-            let name = format!("client-{n}");
-            let agent = "Debian/13.0 headless-client/1.5.11 (x86_64; 6.12)";
-            let link = connect(&mut self.portal, now, Role::Client, &name, agent, key);
-            let conn = link.conn.as_ref().expect("just made").0;
-            self.devices[n].link = link;
-            self.post(Mail::Portal(
-                conn,
-                client_frame("phx_join", Value::Null, 0),
-                None,
-            ));
-        }
-    }
-
-    fn post(&mut self, mail: Mail) {
-        self.mails += 1;
-        self.mail
-            .insert((self.now + self.portal_delay, self.mails), mail);
-    }
-
-    fn collect_mail(&mut self) {
-        if let Some((conn, queue)) = &mut self.gateway_link.conn {
-            let conn = *conn;
-            let texts: Vec<String> = texts(queue).collect();
-            for text in texts {
-                self.post(Mail::Gateway(conn, text));
-            }
-        }
-        for n in 0..self.devices.len() {
-            if let Some((conn, queue)) = &mut self.devices[n].link.conn {
-                let conn = *conn;
-                let texts: Vec<String> = texts(queue).collect();
-                for text in texts {
-                    self.post(Mail::Client(n, conn, text));
-                }
-            }
-        }
-    }
-
-    fn deliver_mail(&mut self) {
-        while let Some(entry) = self.mail.first_entry() {
-            if entry.key().0 > self.now {
-                break;
-            }
-            match entry.remove() {
-                Mail::Portal(conn, text, _) => {
-                    let now = self.wall_now();
-                    self.portal.handle_text(now, conn, &text);
-                }
-                Mail::Gateway(conn, text) => {
-                    if self.gateway_link.is(conn) {
-                        self.gateway_mail(&text);
-                    }
-                }
-                Mail::Client(n, conn, text) => {
-                    if self.devices[n].link.is(conn) {
-                        self.client_mail(n, &text);
-                    }
-                }
-            }
-        }
-    }
-
-    fn gateway_mail(&mut self, text: &str) {
-        match wire::decode(text).expect("the portal's frames are in order") {
-            Inbound::Message { message, skipped } => {
-                assert_eq!(skipped, 0, "{text}");
-                self.core.handle_portal(self.now, message);
-            }
-            Inbound::Reply(reply) => {
-                assert_eq!(reply.result, Ok(()), "{text}");
-                if !self.gateway_link.joined {
-                    self.gateway_link.joined = true;
-                    self.core.connected(self.now);
-                }
-            }
-            other => panic!("{other:?}"),
-        }
-    }
-
-    fn client_mail(&mut self, n: usize, text: &str) {
-        let frame: FrameIn = serde_json::from_str(text).expect("a frame");
-        let device = &mut self.devices[n];
-        if frame.event == "phx_reply" {
-            if !device.link.joined {
-                device.link.joined = true;
-                device.core.handle_portal_up(self.now);
-            }
-        } else if let Ok(Some(message)) = ClientIngress::decode(&frame.event, frame.payload) {
-            device.core.handle_portal(self.now, message);
-            device.tunnel = device.core.status(self.now).tunnel.ipv4;
-        }
-    }
-
-    // ---- packets -----------------------------------------------------------------------------
-
-    fn request(&mut self, n: usize) {
-        let device = &mut self.devices[n];
-        let Some(source) = device.tunnel else {
-            return;
-        };
-        device.packets += 1;
-        let packet = numbered(source.octets(), RESOURCE, n, device.packets);
-        device.flow.sent += 1;
-        if let Some(way) = device.way(self.now) {
-            device.flow.ways.insert((false, device.packets), way);
-        }
-        device.core.handle_tun_packet(self.now, &packet);
-    }
-
-    /// A datagram that arrives at the gateway: what a worker would do with it.
-    fn gateway_receives(&mut self, datagram: &Datagram) {
-        let Datagram { from, to, payload } = datagram;
-        let Some((index, range)) = established(&self.table.relays(), *from, payload) else {
-            self.core.handle_datagram(self.now, *to, *from, payload);
-            return;
-        };
-        let Some(peer) = self.table.by_receiver_index(index) else {
-            return;
-        };
-        let mut scratch = [0; 2048];
-        let packet = match peer.tunn().decapsulate(None, &payload[range], &mut scratch) {
-            TunnResult::WriteToTunnelV4(packet, _) | TunnResult::WriteToTunnelV6(packet, _) => {
-                packet.to_vec()
-            }
-            _ => return,
-        };
-        self.leave_tunnel(&peer, &packet);
-    }
-
-    fn leave_tunnel(&mut self, peer: &Peer, packet: &[u8]) {
-        let meta = Meta::parse(packet).expect("clients send valid packets");
-        if meta.is_control() {
-            self.core.handle_control(self.now, peer.client, packet);
-            return;
-        }
-        let allowed = peer
-            .policy()
-            .is_some_and(|policy| policy.outbound(&meta, self.now).is_allow());
-        if !allowed {
-            return;
-        }
-        peer.counters.traffic.received(1, packet.len() as u64);
-        let (n, number) = number_of(packet);
-        if Some(meta.src) != self.devices[n].tunnel.map(IpAddr::V4) {
-            self.astray += 1;
-        }
-        self.devices[n].flow.arrived(false, number);
-        // The resource answers.
-        let IpAddr::V4(client) = meta.src else {
-            return;
-        };
-        let answer = numbered(RESOURCE, client.octets(), n, number);
-        self.enter_tunnel(client, &answer, n, number);
-    }
-
-    fn enter_tunnel(&mut self, client: Ipv4Addr, packet: &[u8], n: usize, number: u64) {
-        let Some(peer) = self.table.by_address(client.into()) else {
-            return;
-        };
-        let Some(path) = peer.path() else {
-            return;
-        };
-        let mut buffer = vec![0; packet.len() + 32];
-        let mut tunn = peer.tunn();
-        if tunn.time_since_last_handshake().is_none() {
-            return;
-        }
-        let TunnResult::WriteToNetwork(message) = tunn.encapsulate(packet, &mut buffer) else {
-            return;
-        };
-        let message = message.to_vec();
-        drop(tunn);
-        peer.counters.traffic.sent(1, packet.len() as u64);
-        let Path {
-            source,
-            destination,
-            channel,
-            ..
-        } = *path;
-        let way = SocketAddr::new(source.unwrap_or(destination.ip()), channel.unwrap_or(0));
-        let flow = &mut self.devices[n].flow;
-        flow.ways.insert((true, number), (way, destination));
-        let payload = match channel {
-            Some(channel) => connectivity::wrap(channel, &message).expect("short"),
-            None => message,
-        };
-        self.network.send(
-            self.now,
-            self.gateway_host,
-            source,
-            PORT,
-            destination,
-            payload,
-        );
-    }
-
-    fn client_packets(&mut self, n: usize) {
-        let device = &mut self.devices[n];
-        let packets: Vec<Vec<u8>> = device
-            .core
-            .tun_packets()
-            .iter()
-            .map(<[u8]>::to_vec)
-            .collect();
-        device.core.tun_packets().clear();
-        for packet in packets {
-            let (meant, number) = number_of(&packet);
-            if meant != n {
-                self.astray += 1;
-                continue;
-            }
-            let flow = &mut self.devices[n].flow;
-            flow.arrived(true, number);
-            flow.answers.push((self.now, number));
         }
     }
 
@@ -969,148 +655,4 @@ impl Device {
         let gateway = status.gateways.first()?;
         Some((gateway.local.as_ref()?.addr, gateway.remote.as_ref()?.addr))
     }
-}
-
-impl Link {
-    fn new() -> Self {
-        Self {
-            conn: None,
-            references: 0,
-            joined: false,
-        }
-    }
-
-    fn is(&self, conn: ConnId) -> bool {
-        self.conn.as_ref().is_some_and(|(id, _)| *id == conn)
-    }
-}
-
-impl Flow {
-    fn arrived(&mut self, answer: bool, number: u64) {
-        let newest = &mut self.newest[usize::from(answer)];
-        if let Some(newest) = *newest
-            && newest > number
-        {
-            // What took another way may well be overtaken.
-            let way = |n| self.ways.get(&(answer, n));
-            if way(newest) == way(number) {
-                self.overtaken += 1;
-            }
-        }
-        *newest = (*newest).max(Some(number));
-    }
-}
-
-fn texts(queue: &mut UnboundedReceiver<Outgoing>) -> impl Iterator<Item = String> + '_ {
-    std::iter::from_fn(|| queue.try_recv().ok()).map(|outgoing| match outgoing {
-        Outgoing::Text(text) => text,
-        other => panic!("{other:?}"),
-    })
-}
-
-fn connect(
-    portal: &mut Portal,
-    now: Now,
-    role: Role,
-    name: &str,
-    agent: &str,
-    public_key: [u8; 32],
-) -> Link {
-    let token = match role {
-        Role::Gateway => "g",
-        Role::Client => "c",
-    };
-    let params = [
-        ("external_id", name.to_owned()),
-        ("name", name.to_owned()),
-        ("public_key", STANDARD.encode(public_key)),
-    ];
-    let request = ConnectRequest {
-        role,
-        protocol: Protocol::V2,
-        remote: SocketAddr::from(([192, 0, 2, 200], 5000)),
-        authorization: Some(format!("Bearer {token}")),
-        user_agent: agent.to_owned(),
-        params: params.map(|(k, v)| (k.to_owned(), v)).into(),
-    };
-    let admission = portal.admit(now, request).expect("a valid token");
-    let (sender, queue) = mpsc::unbounded_channel();
-    Link {
-        conn: Some((portal.open(now, admission, sender), queue)),
-        references: 0,
-        joined: false,
-    }
-}
-
-fn client_frame(event: &str, payload: Value, reference: u64) -> String {
-    let frame = FrameOut {
-        topic: TOPIC,
-        event,
-        payload,
-        reference,
-    };
-    serde_json::to_string(&frame).expect("plain values")
-}
-
-/// A UDP packet that says whose it is and which.
-fn numbered(source: [u8; 4], destination: [u8; 4], client: usize, number: u64) -> Vec<u8> {
-    let mut udp = vec![0x13, 0x88, 0x13, 0x88, 0, 24, 0, 0];
-    udp.extend_from_slice(&(client as u64).to_be_bytes());
-    udp.extend_from_slice(&number.to_be_bytes());
-    samples::ip4(source, destination, 17, &udp)
-}
-
-fn number_of(packet: &[u8]) -> (usize, u64) {
-    let at = |i: usize| u64::from_be_bytes(packet[i..i + 8].try_into().expect("eight bytes"));
-    (usize::try_from(at(28)).expect("few"), at(36))
-}
-
-/// Puts everybody where the plan says; answers the gateway's host and the clients'.
-fn populate(plan: &Plan, network: &mut Network) -> (HostId, Vec<HostId>) {
-    // All private networks are numbered alike, as home routers do it.
-    let mut hosts = Vec::new();
-    let mut sites: Vec<(SiteId, Access, u8)> = Vec::new();
-    let mut settle = |network: &mut Network, place: Option<(Access, Line)>, at: Option<usize>| {
-        let index = match (place, at) {
-            (Some((access, line)), _) => {
-                let number = u8::try_from(sites.len()).expect("few sites");
-                let mut site = Site::new(line);
-                site.stateful_v6 = access.v6 == V6::Stateful;
-                site.only_relays = access.only_relays;
-                site.isolates = access.isolates;
-                if let V4::Behind(behaviour) = access.v4 {
-                    site.nat = Some(Nat::new(behaviour, [198, 51, 100, number + 1].into()));
-                }
-                sites.push((network.add_site(site), access, 0));
-                sites.len() - 1
-            }
-            (None, at) => at.expect("a site"),
-        };
-        let (site, access, count) = &mut sites[index];
-        *count += 1;
-        let mut addresses: Vec<IpAddr> = Vec::new();
-        let number = u8::try_from(index).expect("few sites");
-        match access.v4 {
-            V4::None => {}
-            V4::Public => addresses.push([192, 0, 2, 16 * (number + 1) + *count].into()),
-            V4::Behind(_) => addresses.push([192, 168, 1, 1 + *count].into()),
-        }
-        if access.v6 != V6::None {
-            let ip = format!("2001:db8:{}::{}", number + 1, count);
-            addresses.push(ip.parse().expect("an address"));
-        }
-        hosts.push(network.add_host(*site, addresses));
-        index
-    };
-    let gateway_site = settle(network, Some(plan.gateway), None);
-    let mut previous = gateway_site;
-    for place in &plan.clients {
-        previous = match place {
-            Place::Own(access, line) => settle(network, Some((*access, *line)), None),
-            Place::WithGateway => settle(network, None, Some(gateway_site)),
-            Place::WithPrevious => settle(network, None, Some(previous)),
-        };
-    }
-    let gateway = hosts.remove(0);
-    (gateway, hosts)
 }
