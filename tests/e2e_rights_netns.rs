@@ -271,6 +271,9 @@ fn of_all_rights_that_root_can_have_nothing_can_be_had_again() -> Result<()> {
 }
 
 /// As on hosts without udev.
+const ROOTS_OWN_TUN: &str = "mount -t tmpfs tmpfs /dev/net && mknod -m 600 /dev/net/tun c 10 200";
+const CAPABILITIES: &str = "-all,+net_admin,+setuid,+setgid,+net_bind_service";
+
 #[test]
 #[ignore = "needs root and network namespaces"]
 fn a_tun_device_for_root_only_and_a_low_port_are_had_all_the_same() -> Result<()> {
@@ -282,8 +285,7 @@ fn a_tun_device_for_root_only_and_a_low_port_are_had_all_the_same() -> Result<()
             "-m",
             "sh",
             "-c",
-            "mount -t tmpfs tmpfs /dev/net && mknod -m 600 /dev/net/tun c 10 200 && \
-             exec setpriv --bounding-set=-all,+net_admin,+setuid,+setgid,+net_bind_service \"$@\"",
+            &format!("{ROOTS_OWN_TUN} && exec setpriv --bounding-set={CAPABILITIES} \"$@\""),
             "sh",
         ],
         &[
@@ -354,6 +356,15 @@ fn the_host_is_checked_without_changing_it_also_beside_a_running_gateway() -> Re
         ensure!(text.contains(wanted), "no {wanted:?}: {text}");
     }
     ensure!(!state.exists());
+    lab.leaves_nothing()?;
+
+    // Nor is anything else in the way of a device that only root may open.
+    let roots_own = format!("unshare -m sh -c '{ROOTS_OWN_TUN} && exec {container} \"$@\"' sh");
+    let (code, text) = check(&lab, &roots_own, "65532:65533")?;
+    ensure!(code == Some(0), "{code:?} {text}");
+    for wanted in ["/dev/net/tun has been opened", "the kernel has "] {
+        ensure!(text.contains(wanted), "no {wanted:?}: {text}");
+    }
     lab.leaves_nothing()?;
 
     lab.start_gateway_under(CONTAINER, &[USER])?;

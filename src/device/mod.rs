@@ -353,16 +353,16 @@ fn open_node() -> io::Result<OwnedFd> {
 }
 
 /// Makes a device for a moment, under a name that the kernel chooses, to see what the kernel can do. It
-/// goes with the descriptor, and is never up.
+/// goes with the descriptor, and is never up. One of `nodes` is used up for it if there are any.
 ///
 /// # Errors
 /// As [`Tun::create`].
-pub fn probe(options: Options) -> Result<Offloads, DeviceError> {
+pub fn probe(nodes: &Nodes, options: Options) -> Result<Offloads, DeviceError> {
     let options = Options {
         queues: 1,
         ..options
     };
-    let (_, _, offloads) = open(&Nodes::default(), PROBE_NAME, options)
+    let (_, _, offloads) = open(nodes, PROBE_NAME, options)
         .map_err(|error| DeviceError::from_io(&error, PROBE_NAME))?;
     Ok(offloads)
 }

@@ -138,7 +138,7 @@ pub fn check_host(config: &mut Config, rights: Rights) -> Vec<Finding> {
         } else {
             tun_device(&nodes)
         },
-        offloads: KernelOffloads::Probe,
+        offloads: KernelOffloads::Probe(&nodes),
         raises_buffers: config.raise_buffer_limits,
         state_handed_over,
         may_make: false,

@@ -15,7 +15,7 @@ use super::{
     Check, Environment, Finding, ForwardPolicy, KernelOffloads, Level, Nftables, Owner, TunDevice,
 };
 use crate::config::Offloads;
-use crate::device;
+use crate::device::{self, Nodes};
 use crate::host::buffers::{self, RMEM_MAX, WMEM_MAX};
 use crate::host::constants::{
     CLOCK_TOLERANCE, OLDEST_SANE_TIME, OUTER_PACKET_V4, OUTER_PACKET_V6, TUN_DEVICE_NUMBER,
@@ -429,7 +429,7 @@ fn offloads(environment: &Environment<'_>) -> Verdict {
     let found = match environment.offloads {
         KernelOffloads::Unknown => return ok("known when there is a device"),
         KernelOffloads::Known(found) => found,
-        KernelOffloads::Probe => match probe_offloads(wanted) {
+        KernelOffloads::Probe(nodes) => match probe_offloads(nodes, wanted) {
             Ok(found) => found,
             // Other checks say what is missing.
             Err(e) => return ok(format!("cannot be tried ({e})")),
@@ -438,13 +438,13 @@ fn offloads(environment: &Environment<'_>) -> Verdict {
     judge_offloads(wanted, found)
 }
 
-fn probe_offloads(wanted: Offloads) -> Result<Offloads, String> {
-    let device = device::probe(device::Options {
+fn probe_offloads(nodes: &Nodes, wanted: Offloads) -> Result<Offloads, String> {
+    let options = device::Options {
         queues: 1,
         tso: wanted.tun_tso,
         uso: wanted.tun_uso,
-    })
-    .map_err(|e| e.to_string())?;
+    };
+    let device = device::probe(nodes, options).map_err(|e| e.to_string())?;
     let options = SocketOptions {
         port: 0,
         gso: wanted.udp_gso,

@@ -208,10 +208,10 @@ pub enum TunDevice {
 }
 
 /// What is known about what the kernel can do for the gateway.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum KernelOffloads {
+#[derive(Debug, Clone, Copy)]
+pub enum KernelOffloads<'a> {
     /// Try them, with a device that is there for a moment.
-    Probe,
+    Probe(&'a crate::device::Nodes),
     /// What is in use.
     Known(Offloads),
     /// Nothing can be said, such as before there is a device.
@@ -245,7 +245,7 @@ pub struct Environment<'a> {
     /// What is known about the device.
     pub tun_device: TunDevice,
     /// What is known about offloads.
-    pub offloads: KernelOffloads,
+    pub offloads: KernelOffloads<'a>,
     /// Those that are wanted.
     pub wanted_offloads: Offloads,
     /// By how many seconds the portal's clock is ahead, if it has told the time.
