@@ -352,6 +352,7 @@ fn the_host_is_checked_without_changing_it_also_beside_a_running_gateway() -> Re
         "the kernel has ",
         "eth0 takes 1500 bytes",
         "token may be read by root only",
+        "gateway-state is not there, and is made at the start",
     ] {
         ensure!(text.contains(wanted), "no {wanted:?}: {text}");
     }

@@ -6,7 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
-use rustix::fs::{Access, CWD, FileType, Mode};
+use rustix::fs::{CWD, FileType, Mode};
 use rustix::io::Errno;
 use rustix::thread::CapabilitySet;
 
@@ -22,7 +22,7 @@ use crate::host::constants::{
     TUN_DIRECTORY_MODE, TUN_NODE_MODE, UDP_RECEIVE_BUFFER, UDP_SEND_BUFFER,
 };
 use crate::host::nft::{self, NftError};
-use crate::host::privileges::Credentials;
+use crate::host::privileges::{Credentials, can_be_made};
 use crate::net::{Family, SocketOptions, UdpSocket};
 
 const TUN: &str = "dev/net/tun";
@@ -584,16 +584,16 @@ fn state_directory(environment: &Environment<'_>) -> Verdict {
     let path = environment.path(&environment.state_directory);
     let e = match write_and_remove(&path, environment.may_make) {
         Ok(()) => return ok(format!("{shown} can be written")),
-        Err(_) if environment.state_handed_over => {
-            return ok(format!(
-                "{shown} is given to the gateway's group at the start"
-            ));
-        }
         Err(e) => e,
     };
     let missing = e.kind() == io::ErrorKind::NotFound;
-    if missing && !environment.may_make && can_be_made(&path) {
+    if missing && !environment.may_make && (environment.state_handed_over || can_be_made(&path)) {
         return ok(format!("{shown} is not there, and is made at the start"));
+    }
+    if environment.state_handed_over {
+        return ok(format!(
+            "{shown} is given to the gateway's group at the start"
+        ));
     }
     let refused = e.kind() == io::ErrorKind::PermissionDenied;
     let user = rustix::process::geteuid().as_raw();
@@ -612,12 +612,6 @@ fn state_directory(environment: &Environment<'_>) -> Verdict {
 fn can_be_raised(environment: &Environment<'_>, path: &str) -> bool {
     let file = environment.path(path);
     environment.raises_buffers && OpenOptions::new().write(true).open(file).is_ok()
-}
-
-/// Whether the nearest directory above can be written.
-fn can_be_made(path: &Path) -> bool {
-    let above = path.ancestors().skip(1).find(|above| above.exists());
-    above.is_some_and(|above| rustix::fs::access(above, Access::WRITE_OK | Access::EXEC_OK).is_ok())
 }
 
 /// Writes for real, because permission bits tell nothing about read-only or full file systems.

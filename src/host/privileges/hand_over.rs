@@ -10,7 +10,9 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 
-use rustix::fs::{CWD, Dir, FileType, Mode, OFlags, Stat, fchmod, fchown, fstat, openat};
+use rustix::fs::{
+    Access, CWD, Dir, FileType, Mode, OFlags, Stat, access, fchmod, fchown, fstat, openat,
+};
 use rustix::io::Errno;
 use rustix::process::Gid;
 
@@ -72,8 +74,9 @@ pub fn hand_over(directory: &Path, to: User) -> io::Result<Handed> {
 /// Whether [`hand_over`] would do, as far as that can be told without trying.
 pub fn can_hand_over(directory: &Path, to: User) -> bool {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let Ok(fd) = openat(CWD, directory, flags, Mode::empty()) else {
-        return false;
+    let fd = match openat(CWD, directory, flags, Mode::empty()) {
+        Ok(fd) => fd,
+        Err(error) => return error == Errno::NOENT && can_be_made(directory),
     };
     fstat(&fd).is_ok_and(|stat| {
         is_open(&stat, to, DIRECTORY)
@@ -84,6 +87,12 @@ pub fn can_hand_over(directory: &Path, to: User) -> bool {
                     !fs.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY)
                 })
     })
+}
+
+/// Whether a directory could be made there: the nearest one above can be written.
+pub(in super::super) fn can_be_made(directory: &Path) -> bool {
+    let above = directory.ancestors().skip(1).find(|above| above.exists());
+    above.is_some_and(|above| access(above, Access::WRITE_OK | Access::EXEC_OK).is_ok())
 }
 
 /// Whether user or group have all of these rights, which are given as those of a group.

@@ -28,6 +28,7 @@ use rustix::thread::{
 };
 
 pub use self::credentials::{Credentials, names};
+pub(super) use self::hand_over::can_be_made;
 pub use self::hand_over::{Handed, can_hand_over, hand_over};
 
 /// A user and its group, by number: an image made from scratch has no names for them.

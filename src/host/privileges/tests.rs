@@ -148,7 +148,11 @@ fn missing_state_directory_is_made_and_one_that_is_open_is_left_alone() {
     }
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().join("a/b");
-    assert!(!can_hand_over(&state, USER), "there is none to hand over");
+    assert!(can_hand_over(&state, USER), "it is made");
+    file(&dir.path().join("file"), 0o600);
+    let nowhere = dir.path().join("file/state");
+    assert!(!can_hand_over(&nowhere, USER), "it cannot be made");
+    assert!(hand_over(&nowhere, USER).is_err());
     assert_eq!(hand_over(&state, USER).unwrap(), Handed::ToGroup);
     assert_eq!(of(&state).0, USER.gid);
 
