@@ -28,7 +28,7 @@ pub enum NftError {
     #[error("{0:?} cannot be the name of an interface")]
     InvalidLink(String),
     /// The kernel wants `CAP_NET_ADMIN` for this.
-    #[error("not permitted to use nf_tables: CAP_NET_ADMIN is missing")]
+    #[error("not permitted to use nf_tables: CAP_NET_ADMIN is not effective")]
     NotPermitted,
     /// The kernel lacks nf_tables, or NAT in it.
     #[error("the kernel cannot {step}: {source} (is nf_tables with NAT built in or loaded?)")]

@@ -223,7 +223,7 @@ fn net_admin(environment: &Environment<'_>) -> Verdict {
     };
     if credentials.has(CapabilitySet::NET_ADMIN) {
         ok("CAP_NET_ADMIN is effective")
-    } else if credentials.bounding & CapabilitySet::NET_ADMIN.bits() != 0 && credentials.uid != 0 {
+    } else if is_out_of_reach(&credentials) {
         error(
             format!(
                 "CAP_NET_ADMIN is granted but not effective, because the process runs as user {}; {CONSEQUENCE}",
@@ -236,6 +236,20 @@ fn net_admin(environment: &Environment<'_>) -> Verdict {
             format!("CAP_NET_ADMIN is missing; {CONSEQUENCE}"),
             fix::net_admin(),
         )
+    }
+}
+
+/// Whether `CAP_NET_ADMIN` is granted to a process whose user does not get it.
+fn is_out_of_reach(credentials: &Credentials) -> bool {
+    credentials.bounding & CapabilitySet::NET_ADMIN.bits() != 0 && credentials.uid != 0
+}
+
+/// For what else needs it.
+fn get_net_admin(environment: &Environment<'_>) -> Fix {
+    let status = fs::read_to_string(environment.path(PROCESS_STATUS)).unwrap_or_default();
+    match Credentials::parse(&status) {
+        Some(credentials) if is_out_of_reach(&credentials) => fix::root_user(),
+        _ => fix::net_admin(),
     }
 }
 
@@ -350,22 +364,28 @@ fn ipv6_enabled(environment: &Environment<'_>) -> Verdict {
 fn nftables(environment: &Environment<'_>) -> Verdict {
     match &environment.nftables {
         Nftables::Unused => ok("not used; something else has to masquerade"),
-        Nftables::Known(result) => judge_nftables(result.as_ref().err(), true),
+        Nftables::Known(result) => judge_nftables(environment, result.as_ref().err(), true),
         Nftables::Probe => {
             let problem = nft::probe(environment.link).err();
             // Those of a gateway that runs here already.
             let in_place = matches!(nft::is_installed(), Ok(true));
-            judge_nftables(problem.as_ref(), in_place)
+            judge_nftables(environment, problem.as_ref(), in_place)
         }
     }
 }
 
-pub(super) fn judge_nftables(problem: Option<&NftError>, in_place: bool) -> Verdict {
+pub(super) fn judge_nftables(
+    environment: &Environment<'_>,
+    problem: Option<&NftError>,
+    in_place: bool,
+) -> Verdict {
     const CONSEQUENCE: &str = "without masquerading, resources see tunnel addresses and only answer if they are routed back";
     match problem {
         None if in_place => ok("masquerading rules are in place"),
         None => ok("the kernel accepts masquerading rules; none are in place yet"),
-        Some(e @ NftError::NotPermitted) => error(format!("{e}; {CONSEQUENCE}"), fix::net_admin()),
+        Some(e @ NftError::NotPermitted) => {
+            error(format!("{e}; {CONSEQUENCE}"), get_net_admin(environment))
+        }
         Some(e) => warning(format!("{e}; {CONSEQUENCE}"), fix::nft_modules()),
     }
 }

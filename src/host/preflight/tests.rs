@@ -311,9 +311,18 @@ fn ipv6_switched_off_names_the_sysctls_line() {
 
 #[test]
 fn refused_nftables_names_the_capability_and_a_lacking_kernel_the_modules() {
-    let refused = judge_nftables(Some(&NftError::NotPermitted), false);
-    assert_eq!(refused.level, Level::Error);
-    assert_eq!(refused.fix.unwrap().compose, r#"cap_add: ["NET_ADMIN"]"#);
+    let refused = Some(&NftError::NotPermitted);
+    let of_root = Host::healthy();
+    let verdict = judge_nftables(&of_root.environment(), refused, false);
+    assert_eq!(verdict.level, Level::Error);
+    assert_eq!(verdict.fix.unwrap().compose, r#"cap_add: ["NET_ADMIN"]"#);
+    // Granted, but not to this user: another line would change nothing.
+    let of_another = Host::with(
+        "proc/self/status",
+        "Uid:\t65532\t65532\t65532\t65532\nGid:\t0\t0\t0\t0\nCapEff:\t0000000000000000\nCapBnd:\t0000000000001000\n",
+    );
+    let verdict = judge_nftables(&of_another.environment(), refused, false);
+    assert!(verdict.fix.unwrap().compose.starts_with(r#"user: "0:0""#));
 
     let lacking = Err(NftError::Unsupported {
         step: "masquerade IPv4",
