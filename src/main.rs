@@ -10,7 +10,7 @@ use clap::Parser as _;
 use firezone_gateway::{
     admin,
     config::{
-        self, Cli, Command, Config, ExitStatus, Host, ProcessEnv, Settings, examine,
+        self, Cli, Command, Config, ExitStatus, FixFor, Host, ProcessEnv, Settings, examine,
         print_examination, print_mistakes,
     },
     diagnose, gateway,
@@ -28,7 +28,10 @@ fn main() -> ExitCode {
     let result = match command {
         None => run(&settings),
         Some(Command::Run { settings: given }) => run(&given.or(settings)),
-        Some(Command::CheckConfig { settings: given }) => check_config(&given.or(settings)),
+        Some(Command::CheckConfig {
+            fix_for,
+            settings: given,
+        }) => check_config(&given.or(settings), fix_for),
         Some(Command::Healthcheck(arguments)) => {
             admin::healthcheck(&arguments, &settings, &ProcessEnv, &mut io::stdout().lock())
         }
@@ -114,7 +117,7 @@ fn run(settings: &Settings) -> io::Result<ExitStatus> {
     }
 }
 
-fn check_config(settings: &Settings) -> io::Result<ExitStatus> {
+fn check_config(settings: &Settings, fix_for: Option<FixFor>) -> io::Result<ExitStatus> {
     let rights = privileges::begin(config::user(settings, &ProcessEnv));
     let examination = examine(settings, &ProcessEnv, &Host::here());
     let mut out = io::stdout().lock();
@@ -126,12 +129,18 @@ fn check_config(settings: &Settings) -> io::Result<ExitStatus> {
         return Ok(ExitStatus::Ok);
     }
     let findings = gateway::check_host(&mut config, rights);
-    let platform = Platform::detect(Path::new("/"));
+    let platforms = match fix_for {
+        None => vec![Platform::detect(Path::new("/"))],
+        Some(FixFor::Compose) => vec![Platform::Compose],
+        Some(FixFor::Kubernetes) => vec![Platform::Kubernetes],
+        Some(FixFor::Host) => vec![Platform::Host],
+        Some(FixFor::All) => Platform::ALL.to_vec(),
+    };
     let count = |level| findings.iter().filter(|f| f.level == level).count();
     write!(
         out,
         "\nThe host:\n{}\n",
-        preflight::render(&findings, platform)
+        preflight::render(&findings, &platforms)
     )?;
     for notice in &config.notices[examination.notices.len()..] {
         writeln!(out, "  - {notice}")?;

@@ -56,6 +56,13 @@ fn check_config_exits_0_2_or_78_and_never_shows_the_token() {
         assert!(stdout.contains(&format!(" {check}: ")), "{stdout}");
     }
 
+    for platform in ["compose", "kubernetes", "host", "all"] {
+        let output = gateway(&["check-config", "--fix-for", platform], &complete);
+        let of_all = text(&output.stdout);
+        let findings = |text: &str| text.lines().filter(|l| !l.contains("| ")).count();
+        assert_eq!(findings(&of_all), findings(&stdout), "{of_all}");
+    }
+
     let output = gateway(&["check-config", "--tun-name", "a/b"], &complete);
     assert_eq!(output.status.code(), Some(2));
     assert!(text(&output.stdout).contains("--tun-name (FIREZONE_TUN_NAME)"));
@@ -63,12 +70,36 @@ fn check_config_exits_0_2_or_78_and_never_shows_the_token() {
 
 #[test]
 fn help_never_shows_the_token() {
-    for flag in ["-h", "--help"] {
-        let output = gateway(&[flag], &[("FIREZONE_TOKEN", SECRET)]);
-        assert_eq!(output.status.code(), Some(0));
+    for arguments in [
+        &["-h"][..],
+        &["--help"],
+        &["run", "-h"],
+        &["check-config", "--help"],
+    ] {
+        let output = gateway(arguments, &[("FIREZONE_TOKEN", SECRET)]);
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}");
         let stdout = text(&output.stdout);
         assert!(stdout.contains("FIREZONE_TOKEN"), "{stdout}");
         assert!(!stdout.contains("hunter2"), "{stdout}");
+    }
+}
+
+#[test]
+fn each_sub_command_explains_itself() {
+    for command in [
+        "run",
+        "healthcheck",
+        "status",
+        "log-filter",
+        "diagnose",
+        "check-config",
+    ] {
+        for arguments in [[command, "--help"], [command, "-h"], ["help", command]] {
+            let output = gateway(&arguments, &[]);
+            assert_eq!(output.status.code(), Some(0), "{arguments:?}");
+            let usage = format!("Usage: firezone-gateway {command}");
+            assert!(text(&output.stdout).contains(&usage), "{arguments:?}");
+        }
     }
 }
 

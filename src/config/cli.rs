@@ -43,7 +43,7 @@ Exit status: 0 ended on request or check passed; 1 failed while running or check
 pub struct Cli {
     /// Print help.
     // The short form would leave out the variables, which is what most look for.
-    #[arg(short, long, action = ArgAction::HelpLong)]
+    #[arg(short, long, action = ArgAction::HelpLong, global = true)]
     pub help: Option<bool>,
     /// What to do instead of running the gateway.
     #[command(subcommand)]
@@ -84,6 +84,9 @@ pub enum Command {
     /// without starting or changing anything; also beside a gateway that runs. Exit status 0, 2 for
     /// wrong settings, 78 if the host lacks something. --no-check leaves the host out.
     CheckConfig {
+        /// Show the lines to add for another way of running the gateway than this one, or for all of them.
+        #[arg(long, value_name = "PLATFORM")]
+        fix_for: Option<FixFor>,
         /// Settings after the sub-command's name.
         #[command(flatten)]
         settings: Box<Settings>,
@@ -185,6 +188,19 @@ pub struct DiagnoseArgs {
     /// FIREZONE_ADMIN_ADDR says.
     #[arg(long, value_name = "ADDRESS")]
     pub addr: Option<String>,
+}
+
+/// For whom `check-config` shows the lines to add.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum FixFor {
+    /// A service in a compose file.
+    Compose,
+    /// A pod.
+    Kubernetes,
+    /// A host without containers, usually with systemd.
+    Host,
+    /// Each of them.
+    All,
 }
 
 /// The three questions of health (DESIGN: live, started, ready).

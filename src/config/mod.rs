@@ -21,7 +21,7 @@ use url::Url;
 
 use self::identity::Claim;
 pub use self::{
-    cli::{Cli, Command, Probe, Settings},
+    cli::{Cli, Command, FixFor, Probe, Settings},
     env::{Env, FixedEnv, NotUnicode, ProcessEnv},
     exit::ExitStatus,
     identity::{Identity, IdentitySource},

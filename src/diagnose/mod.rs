@@ -306,7 +306,7 @@ fn check_host(config: Option<&Config>) -> String {
     let platform = Platform::detect(&environment.root);
     let wanted = |check| check != Check::StateDirectory || state_dir.exists();
     let findings = preflight::run_those(&environment, wanted);
-    let mut text = preflight::render(&findings, platform);
+    let mut text = preflight::render(&findings, &[platform]);
     if !state_dir.exists() {
         let _ = writeln!(text, "error    {} does not exist", state_dir.display());
     }

@@ -90,7 +90,7 @@ fn command_line_is_consistent_and_settings_may_follow_the_sub_command() {
         "wss://b",
     ])
     .unwrap();
-    let Some(Command::CheckConfig { settings }) = parsed.command else {
+    let Some(Command::CheckConfig { settings, .. }) = parsed.command else {
         panic!("{parsed:?}");
     };
     let settings = settings.or(parsed.settings);

@@ -32,6 +32,18 @@ impl Platform {
         }
     }
 
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Compose, Self::Kubernetes, Self::Host];
+
+    /// In one word.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Compose => "compose",
+            Self::Kubernetes => "kubernetes",
+            Self::Host => "host",
+        }
+    }
+
     /// The words before the line.
     pub(super) const fn instruction(self) -> &'static str {
         match self {

@@ -288,21 +288,22 @@ impl<'a> Environment<'a> {
     }
 }
 
-/// The findings as text, each with the lines to add on `platform`.
-pub fn render(findings: &[Finding], platform: Platform) -> String {
+/// The findings as text, each with the lines to add on `platforms`, which are told apart if there are several.
+pub fn render(findings: &[Finding], platforms: &[Platform]) -> String {
     use std::fmt::Write as _;
 
     let mut text = String::new();
     for finding in findings {
-        let finding = finding.to_status(platform);
+        let (level, check) = (finding.level.as_str(), finding.check.as_str());
         // Writing to a string does not fail.
-        let _ = writeln!(
-            text,
-            "{:8} {}: {}",
-            finding.level, finding.name, finding.found
-        );
-        for line in finding.fix.iter().flat_map(|fix| fix.lines()) {
-            let _ = writeln!(text, "         | {line}");
+        let _ = writeln!(text, "{level:8} {check}: {}", finding.found);
+        let Some(fix) = &finding.fix else { continue };
+        let several = platforms.len() > 1;
+        for platform in platforms {
+            let told = if several { platform.as_str() } else { "" };
+            for line in fix.on(*platform).lines() {
+                let _ = writeln!(text, "{told:>10} | {line}");
+            }
         }
     }
     text

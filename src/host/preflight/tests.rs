@@ -682,3 +682,27 @@ fn limits_that_the_gateway_raises_itself_are_no_finding() {
     let left = std::fs::read_to_string(host.0.path().join("proc/sys/net/core/rmem_max"));
     assert_eq!(left.unwrap(), "212992\n");
 }
+
+#[test]
+fn lines_to_add_for_several_platforms_are_told_apart() {
+    let host = Host::with("proc/sys/net/ipv4/ip_forward", "0\n");
+    let environment = host.environment();
+    let findings = [find(&environment, Check::ForwardingIpv4)];
+    let lines = |platforms: &[Platform]| -> Vec<String> {
+        let text = render(&findings, platforms);
+        text.lines().skip(1).map(str::to_owned).collect()
+    };
+    let host_line = lines(&[Platform::Host]);
+    assert!(host_line[0].starts_with("           | sysctl -w net.ipv4.ip_forward=1"));
+    let all = lines(&Platform::ALL);
+    for (line, (platform, told)) in all.iter().zip([
+        ("compose", "sysctls: "),
+        ("kubernetes", "securityContext: "),
+        ("host", "sysctl -w "),
+    ]) {
+        assert_eq!(line.find('|'), Some(11), "{line}");
+        assert_eq!(line[..10].trim(), platform, "{line}");
+        assert!(line[13..].starts_with(told), "{line}");
+    }
+    assert_eq!(all.len(), 3);
+}
