@@ -272,7 +272,6 @@ fn of_all_rights_that_root_can_have_nothing_can_be_had_again() -> Result<()> {
 
 /// As on hosts without udev.
 const ROOTS_OWN_TUN: &str = "mount -t tmpfs tmpfs /dev/net && mknod -m 600 /dev/net/tun c 10 200";
-const CAPABILITIES: &str = "-all,+net_admin,+setuid,+setgid,+net_bind_service";
 
 #[test]
 #[ignore = "needs root and network namespaces"]
@@ -285,7 +284,10 @@ fn a_tun_device_for_root_only_and_a_low_port_are_had_all_the_same() -> Result<()
             "-m",
             "sh",
             "-c",
-            &format!("{ROOTS_OWN_TUN} && exec setpriv --bounding-set={CAPABILITIES} \"$@\""),
+            &format!(
+                "{ROOTS_OWN_TUN} && exec setpriv \
+                 --bounding-set=-all,+net_admin,+setuid,+setgid,+net_bind_service \"$@\""
+            ),
             "sh",
         ],
         &[
